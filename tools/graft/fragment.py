@@ -1,0 +1,86 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""What a fragment says about its place in Nova.
+
+A fragment stands at the path of the Nova file it adds to and is valid Python,
+for linters and editors. It is never run: the weaver reads it. It may hold
+
+* the functions below as decorators. On a function named ``_`` the statements
+  of its body go in. On any other function or class the definition goes in
+  whole: its other decorators and the comments directly above it as well,
+  the decorator of this module not;
+* calls of ``substitute``;
+* a class without such a decorator: it only names the class of Nova which the
+  places inside it are in;
+* imports. Those which Nova's file lacks are added to it, those of the file's
+  own names (``from nova.virt.libvirt.driver import LOG`` in the fragment of
+  driver.py) and of this module are for linters and stay out.
+
+Nothing else; the comments and docstrings around these are for the reader of
+the fragment.
+
+Every place is given by two texts. ``where`` is the name of the function which
+the statement is in, or ``''`` for the level of the module or class itself
+(``'outer.inner'`` for a function inside another one). ``first_line`` is the
+statement's first line without its indentation, in whole; for a decorated
+definition its ``def`` or ``class`` line. A tuple of lines stands for a
+statement that reads differently in different releases. Exactly one statement
+must be found.
+
+An ``elif`` may be named too: it stands for that arm alone, and takes one
+``if`` statement without an ``else``, which becomes the next arm.
+"""
+
+
+def _place(where, first_line):
+    def decorator(definition):
+        return definition
+    return decorator
+
+
+def after(where, first_line):
+    """Put the definition after a statement, with all that it holds.
+
+    :param where: function that the statement is in, '' for none
+    :param first_line: the statement's first line, or a tuple of alternatives
+    :returns: a decorator
+    """
+    return _place(where, first_line)
+
+
+def before(where, first_line):
+    """Put the definition before a statement and the comment above it.
+
+    The parameters are those of ``after``.
+    """
+    return _place(where, first_line)
+
+
+def replace(where, first_line):
+    """Put the definition in the place of a statement.
+
+    The parameters are those of ``after``.
+    """
+    return _place(where, first_line)
+
+
+def substitute(where, first_line, old, new):
+    """Change a piece of text inside of a statement that cannot be split.
+
+    This is a call of its own, not a decorator.
+
+    :param where: function that the statement is in, '' for none
+    :param first_line: the statement's first line, or a tuple of alternatives
+    :param old: text that occurs once in the source of the statement
+    :param new: the text to put there
+    """

@@ -1,0 +1,145 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""The patch: the fragments and new files, and what they make of a Nova."""
+
+import dataclasses
+import difflib
+import hashlib
+import os
+import pathlib
+import typing as ty
+
+import graft
+from graft import weave
+
+ROOTWRAP_DIRECTORY = 'etc/nova/rootwrap.d/'
+
+
+@dataclasses.dataclass
+class Change:
+    """A file of Nova to write.
+
+    :ivar path: where it is in Nova's source tree
+    :ivar before: what it holds in the pristine Nova; None: it is new
+    :ivar after: what it shall hold
+    :ivar mode: permissions of a new file
+    """
+    path: str
+    before: ty.Optional[bytes]
+    after: bytes
+    mode: int = 0o644
+
+
+def find_root():
+    """Directory that has the patch's nova/ and etc/ trees.
+
+    :raises GraftError: this installation lacks them
+    """
+    here = pathlib.Path(__file__).resolve().parent
+    # Installed they are inside of the package, in the repository at its top.
+    for root in (here / 'files', here.parents[1]):
+        if (root / ROOTWRAP_DIRECTORY).is_dir() and (root / 'nova').is_dir():
+            return root
+    raise graft.GraftError(
+        f'The patch itself is missing beside {here}: install nova-sheepdog '
+        'again, or run it from a whole checkout.')
+
+
+class Patch:
+    """All files of the patch."""
+
+    def __init__(self, root=None):
+        self.root = pathlib.Path(root or find_root())
+        self.version = graft.__version__
+        self.files = {}
+        for top in ('nova', 'etc'):
+            for directory, names, files in os.walk(self.root / top):
+                names[:] = [name for name in sorted(names)
+                            if name != '__pycache__' and name[0] != '.']
+                for name in sorted(files):
+                    path = pathlib.Path(directory, name)
+                    if path.suffix != '.pyc' and name[0] != '.':
+                        relative = path.relative_to(self.root).as_posix()
+                        self.files[relative] = path
+
+    @property
+    def fingerprint(self):
+        """SHA-256 over all that the patch is made of."""
+        digest = hashlib.sha256()
+        for name, path in sorted(self.files.items()):
+            content = path.read_bytes()
+            digest.update(f'{name}\0{len(content)}\0'.encode() + content)
+        return digest.hexdigest()
+
+    def changes(self, read, release):
+        """What the patch makes of a Nova.
+
+        :param read: function that returns the pristine content of a path of
+            Nova's source tree as bytes, None when there is no such file
+        :param release: release of that Nova, for messages
+        :returns: list of Change
+        :raises weave.Misfit: the patch does not fit; it has all problems
+        """
+        changes, problems = [], []
+        for name, path in self.files.items():
+            before, after = read(name), path.read_bytes()
+            try:
+                if name.endswith('.py') and weave.Fragment.is_fragment(
+                        after.decode()):
+                    after = self._woven(name, before, after, release)
+                elif before is not None and before != after:
+                    raise weave.Misfit([
+                        f'{name}: Nova {release} has a file of this name, '
+                        'and the patch brings another one'])
+            except weave.Misfit as misfit:
+                problems += misfit.problems
+                continue
+            if before != after:
+                mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
+                changes.append(Change(name, before, after, mode))
+        if problems:
+            raise weave.Misfit(problems)
+        return changes
+
+    @staticmethod
+    def _woven(name, before, fragment, release):
+        if before is None:
+            raise weave.Misfit([f'{name}: Nova {release} has no such file'])
+        return weave.weave(fragment.decode(), before.decode(), name,
+                           release).encode()
+
+
+def diff(changes):
+    """A unified diff of all changes, as git writes it."""
+    parts = []
+    for change in changes:
+        old, new = f'a/{change.path}', f'b/{change.path}'
+        parts.append(f'diff --git {old} {new}\n')
+        if change.before is None:
+            parts.append(f'new file mode 100{change.mode:o}\n')
+            old = '/dev/null'
+            if not change.after:
+                # Without this line git takes an empty file for no file.
+                parts.append('index 0000000..e69de29\n')
+        for line in difflib.unified_diff(
+                _text_lines(change.before or b''), _text_lines(change.after),
+                old, new):
+            parts.append(line if line.endswith('\n') else
+                         f'{line}\n\\ No newline at end of file\n')
+    return ''.join(parts)
+
+
+def _text_lines(content):
+    lines = [line + '\n' for line in content.decode().split('\n')]
+    lines[-1] = lines[-1][:-1]
+    return [line for line in lines if line]

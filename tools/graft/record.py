@@ -1,0 +1,329 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Writes the changes into a Nova, all or none, and takes them back.
+
+All that is needed to take them back is kept inside of the patched package, in
+nova/.nova-sheepdog/: the pristine files, named by their SHA-256, and the
+manifest. The manifest is there before the first file of Nova changes, and it
+is removed after the last one is back: whatever happens in between, the
+manifest says how to mend it.
+"""
+
+import base64
+import contextlib
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+
+from graft import GraftError
+from graft import patch
+
+# Keeps the version control of a source tree away.
+GITIGNORE = b'*\n'
+APPLYING, APPLIED, REVERTING = 'applying', 'applied', 'reverting'
+
+
+def _sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read(path):
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _temporary(path):
+    return path.with_name(f'.{path.name}.nova-sheepdog')
+
+
+def _write(path, content, mode, like):
+    """Write a file to the disk; its owner is that of another one."""
+    with open(path, 'wb') as stream:
+        stream.write(content)
+        os.fchmod(stream.fileno(), mode)
+        owner = os.stat(like)
+        if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(stream.fileno(), owner.st_uid, owner.st_gid)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(directory):
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Record:
+    """What was done to one Nova.
+
+    :ivar manifest: None when nothing was
+    """
+
+    def __init__(self, nova):
+        self.nova = nova
+        self.directory = nova.package / '.nova-sheepdog'
+        self.load()
+
+    def load(self):
+        content = _read(self.directory / 'manifest.json')
+        try:
+            self.manifest = json.loads(content) if content else None
+        except ValueError as error:
+            raise GraftError(f'{self.directory}/manifest.json: {error}. '
+                             'Install this Nova again.')
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Keep other runs away from this Nova.
+
+        :raises GraftError: there is one already
+        """
+        descriptor = os.open(self.nova.package, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.load()
+            yield
+        except BlockingIOError:
+            raise GraftError(f'Another nova-sheepdog is at work on '
+                             f'{self.nova.package}; wait for it to end.')
+        finally:
+            os.close(descriptor)
+
+    @property
+    def is_interrupted(self):
+        """Whether a run did not come to its end."""
+        if self.manifest:
+            return self.manifest['state'] != APPLIED
+        return self.directory.exists()
+
+    @property
+    def is_applied(self):
+        return bool(self.manifest) and self.manifest['state'] == APPLIED
+
+    def _path(self, entry):
+        # An absolute path stays one.
+        return self.nova.root / entry['path']
+
+    @property
+    def is_replaced(self):
+        """Whether another release was installed over the patched one."""
+        return (self.is_applied and
+                self.manifest['release'] != self.nova.release and
+                not any(entry['before'] and self._is_ours(entry)
+                        for entry in self.manifest['files']))
+
+    def _is_ours(self, entry):
+        content = _read(self._path(entry))
+        return content is not None and _sha256(content) == entry['after']
+
+    def owns(self, path):
+        """Whether a file is one that the patch made, as it made it."""
+        return any(entry['before'] is None and self._path(entry) == path and
+                   self._is_ours(entry)
+                   for entry in (self.manifest or {'files': ()})['files'])
+
+    def changed_since(self):
+        """Paths of the files that are neither pristine nor as patched."""
+        changed = []
+        for entry in self.manifest['files'] if self.manifest else ():
+            content = _read(self._path(entry))
+            digest = None if content is None else _sha256(content)
+            allowed = {entry['after']}
+            if self.is_interrupted or entry['before'] is None:
+                allowed.add(entry['before'])
+            if digest not in allowed:
+                changed.append(self._path(entry))
+        return changed
+
+    def read(self, path):
+        """Pristine content of a path of Nova's source tree."""
+        for entry in self.manifest['files'] if self.manifest else ():
+            if entry['path'] == path:
+                return entry['before'] and self._pristine(entry)
+        return self.nova.read(path)
+
+    def _pristine(self, entry):
+        content = _read(self.directory / 'pristine' / entry['before'])
+        if content is None or _sha256(content) != entry['before']:
+            raise GraftError(
+                f'The pristine copy of {self._path(entry)} in '
+                f'{self.directory} is damaged. Install this Nova again.')
+        return content
+
+    def apply(self, changes, version, fingerprint):
+        """Write changes, all or none.
+
+        :param changes: list of patch.Change, with paths relative to the
+            root of the Nova, or absolute
+        :param version: version of the patch
+        :param fingerprint: fingerprint of the patch
+        """
+        root = self.nova.root
+        files, directories = [], []
+        for change in changes:
+            path = root / change.path
+            if path.is_symlink():
+                raise GraftError(f'{path} is a symbolic link; only a Nova '
+                                 'of regular files can be patched.')
+            entry = {'path': str(change.path), 'before': None,
+                     'after': _sha256(change.after), 'mode': change.mode}
+            if change.before is not None:
+                stat = path.stat()
+                entry.update(before=_sha256(change.before),
+                             mode=stat.st_mode & 0o7777,
+                             mtime_ns=stat.st_mtime_ns)
+            files.append(entry)
+            for parent in reversed(path.parents):
+                if not parent.exists() and str(parent) not in directories:
+                    directories.append(str(parent))
+        self.manifest = {
+            'state': APPLYING, 'version': version,
+            'fingerprint': fingerprint, 'release': self.nova.release,
+            'files': files,
+            'directories': [os.path.relpath(path, root)
+                            if path.startswith(f'{root}/') else path
+                            for path in directories]}
+        try:
+            self._keep(changes)
+            for directory in directories:
+                os.mkdir(directory)
+                shutil.copymode(self.nova.package, directory)
+            for change, entry in zip(changes, files):
+                path = root / change.path
+                _write(_temporary(path), change.after, entry['mode'],
+                       path if entry['before'] else path.parent)
+            for entry in files:
+                os.replace(_temporary(self._path(entry)), self._path(entry))
+            for parent in {self._path(entry).parent for entry in files}:
+                _sync(parent)
+            self._save(APPLIED)
+        except BaseException:
+            self.roll_back()
+            raise
+
+    def _keep(self, changes):
+        """Make the pristine copies and the manifest."""
+        (self.directory / 'pristine').mkdir(parents=True)
+        _write(self.directory / '.gitignore', GITIGNORE, 0o644,
+               self.nova.package)
+        for change in changes:
+            if change.before is not None:
+                _write(self.directory / 'pristine' / _sha256(change.before),
+                       change.before, 0o644, self.nova.package)
+        _sync(self.directory / 'pristine')
+        self._save(APPLYING)
+        _sync(self.nova.package)
+
+    def _save(self, state):
+        self.manifest['state'] = state
+        path = self.directory / 'manifest.json'
+        content = json.dumps(self.manifest, indent=1) + '\n'
+        _write(_temporary(path), content.encode(), 0o644, self.nova.package)
+        os.replace(_temporary(path), path)
+        _sync(self.directory)
+
+    def revert(self):
+        """Take the changes back.
+
+        :raises GraftError: somebody changed a file since
+        """
+        if self.manifest:
+            self._save(REVERTING)
+        self.roll_back()
+
+    def roll_back(self):
+        """Bring back the pristine Nova from whatever state it is in."""
+        self.load()
+        replaced = self.is_replaced
+        for entry in self.manifest['files'] if self.manifest else ():
+            path = self._path(entry)
+            _temporary(path).unlink(missing_ok=True)
+            if entry['before'] is None:
+                if self._is_ours(entry):
+                    path.unlink()
+                self._drop_bytecode(path)
+            elif not replaced:
+                self._restore(entry)
+        for name in reversed(self.manifest['directories']
+                             if self.manifest else ()):
+            directory = self.nova.root / name
+            for path in (directory / '__pycache__', directory):
+                # Not empty: somebody put a file there, who may keep it.
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+        (self.directory / 'manifest.json').unlink(missing_ok=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.manifest = None
+
+    def _restore(self, entry):
+        path = self._path(entry)
+        if _sha256(_read(path) or b'') != entry['before']:
+            _write(_temporary(path), self._pristine(entry), entry['mode'],
+                   path)
+            os.utime(_temporary(path),
+                     ns=(entry['mtime_ns'], entry['mtime_ns']))
+            os.replace(_temporary(path), path)
+            _sync(path.parent)
+        self._drop_bytecode(path)
+
+    @staticmethod
+    def _drop_bytecode(path):
+        """Remove what Python compiled from another content of a file."""
+        for compiled in (path.parent / '__pycache__').glob(
+                f'{path.stem}.*.pyc'):
+            if path.suffix == '.py':
+                compiled.unlink()
+
+
+def installation_record_change(nova, changes):
+    """The change that keeps an installed Nova's RECORD true.
+
+    :param nova: tree.Nova
+    :param changes: list of patch.Change, all others
+    :returns: list of patch.Change, empty when this Nova has no RECORD
+    """
+    path = nova.installation_record
+    if not path:
+        return []
+    before = path.read_bytes()
+    rows = list(csv.reader(io.StringIO(before.decode(), newline='')))
+    new = {change.path: _record_row(change.path, change.after)
+           for change in changes if not os.path.isabs(change.path)}
+    rows = [new.pop(row[0], row) if row else row for row in rows]
+    rows += new.values()
+    # "pip uninstall nova" shall remove our own files as well.
+    kept = nova.package.relative_to(nova.root) / '.nova-sheepdog'
+    rows += [[str(kept / 'manifest.json'), '', ''],
+             _record_row(str(kept / '.gitignore'), GITIGNORE)]
+    for content in [before] + [change.before for change in changes
+                               if change.before is not None]:
+        rows.append(_record_row(str(kept / 'pristine' / _sha256(content)),
+                                content))
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator='\n').writerows(rows)
+    return [patch.Change(str(path.relative_to(nova.root)), before,
+                         stream.getvalue().encode())]
+
+
+def _record_row(path, content):
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest())
+    return [path, 'sha256=' + digest.decode().rstrip('='), str(len(content))]

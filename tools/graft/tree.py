@@ -1,0 +1,215 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Where a Nova is, which one it is, and what it holds."""
+
+import configparser
+import csv
+import email
+import glob
+import importlib.metadata
+import importlib.machinery
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+from graft import GraftError
+
+
+def _is_nova(package):
+    return all((package / name).is_file() for name in
+               ('__init__.py', 'version.py', 'virt/libvirt/driver.py'))
+
+
+def find(directory=None):
+    """Find a Nova.
+
+    :param directory: a source tree, a virtual environment, a site-packages
+        directory, or the nova package itself; None: the Nova that this
+        Python would import
+    :returns: Nova
+    :raises GraftError: there is none, or more than one
+    """
+    if directory is None:
+        # Not find_spec(): another finder could answer with what is not a
+        # directory. A directory without __init__.py, like this project's
+        # own nova/, has no origin.
+        spec = importlib.machinery.PathFinder.find_spec('nova')
+        if spec is None or not spec.origin:
+            raise GraftError(
+                f'{sys.executable} has no Nova to import. Say where Nova is '
+                'with --nova, or run the nova-sheepdog of its environment.')
+        candidates = [pathlib.Path(spec.origin).parent]
+    else:
+        top = pathlib.Path(directory)
+        candidates = [top, top / 'nova']
+        for pattern in ('lib/python3*/site-packages/nova',
+                        'lib/python3*/dist-packages/nova'):
+            candidates += map(pathlib.Path, glob.glob(
+                os.path.join(glob.escape(str(top)), pattern)))
+    found = sorted({path.resolve() for path in candidates if _is_nova(path)})
+    if not found:
+        raise GraftError(
+            f'No Nova in {directory or candidates[0]}: --nova takes a source '
+            'tree, a virtual environment, a site-packages directory or the '
+            'nova package itself.')
+    if len(found) > 1:
+        raise GraftError(
+            f'More than one Nova in {directory}: '
+            f'{", ".join(map(str, found))}. Name one of them with --nova.')
+    return Nova(found[0])
+
+
+class Nova:
+    """A Nova on disk.
+
+    :ivar package: its nova package
+    :ivar root: the directory that holds the package
+    :ivar is_source: whether it is a source tree and not an installed Nova
+    :ivar release: its version, 'unknown' when nothing says it
+    """
+
+    def __init__(self, package):
+        self.package = package
+        self.root = package.parent
+        self.is_source = any((self.root / name).exists() for name in
+                             ('setup.cfg', 'pyproject.toml', 'etc/nova'))
+        self.release = self._find_release()
+
+    def _find_release(self):
+        for found in importlib.metadata.distributions(
+                name='nova', path=[str(self.root)]):
+            return found.version
+        try:
+            with open(self.root / 'PKG-INFO') as stream:
+                return email.message_from_file(stream)['Version']
+        except FileNotFoundError:
+            return 'unknown'
+
+    def read(self, path):
+        """Content of a path of Nova's source tree, None when absent.
+
+        The rootwrap filters of an installed Nova are not beside the
+        package; they count as absent.
+        """
+        if not self.is_source and not path.startswith('nova/'):
+            return None
+        try:
+            return (self.root / path).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    @property
+    def installation_record(self):
+        """Path of the list of installed files, None when there is none."""
+        if self.is_source:
+            return None
+        return next(self.root.glob('nova-*.dist-info/RECORD'), None)
+
+    def find_rootwrap_configuration(self):
+        """Path of the rootwrap.conf that came with this Nova, or None."""
+        candidates = []
+        if self.installation_record:
+            with open(self.installation_record, newline='') as stream:
+                for row in csv.reader(stream):
+                    if row and row[0].endswith('etc/nova/rootwrap.conf'):
+                        candidates.append((self.root / row[0]).resolve())
+        if self.root.is_relative_to('/usr'):
+            candidates.append(pathlib.Path('/etc/nova/rootwrap.conf'))
+        return next(filter(pathlib.Path.exists, candidates), None)
+
+
+def filters_directories(configuration):
+    """The directories that a rootwrap.conf names for filters.
+
+    :param configuration: path of the file
+    :raises GraftError: it cannot be read or names none
+    """
+    parser = configparser.RawConfigParser()
+    try:
+        with open(configuration) as stream:
+            parser.read_file(stream)
+        value = parser.get('DEFAULT', 'filters_path')
+    except (OSError, configparser.Error) as error:
+        raise GraftError(f'{configuration}: {error}. Name the rootwrap.conf '
+                         'that Nova uses with --rootwrap-conf.')
+    return [pathlib.Path(part.strip()) for part in value.split(',')
+            if part.strip()]
+
+
+class Wheel:
+    """A Nova as PyPI has it.
+
+    :ivar release: its version
+    """
+
+    def __init__(self, path, release):
+        self.release = release
+        self.path = path
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise GraftError(f'{path}: {error}. Remove the file and try '
+                             'again.')
+
+    def read(self, path):
+        """Content of a path of Nova's source tree, None when absent."""
+        if path.startswith('etc/'):
+            path = f'nova-{self.release}.data/data/{path}'
+        try:
+            return self._archive.read(path)
+        except KeyError:
+            return None
+
+
+def download(release):
+    """Get a release of Nova from PyPI, once.
+
+    :param release: its version, like 34.0.0
+    :returns: Wheel
+    :raises GraftError: pip did not get it
+    """
+    if not re.fullmatch(r'[0-9]+(\.[0-9]+)+([.a-z0-9]+)?', release):
+        raise GraftError(f'--release {release}: this is no version of Nova; '
+                         'one looks like 34.0.0.')
+    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or
+                         pathlib.Path.home() / '.cache', 'nova-sheepdog')
+    name = f'nova-{release}-py3-none-any.whl'
+    if not (cache / name).exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as directory:
+            _run_pip(release, directory)
+            found = os.listdir(directory)
+            if found != [name]:
+                raise GraftError(f'pip brought {found} for nova=={release}, '
+                                 f'not {name}.')
+            os.replace(os.path.join(directory, name), cache / name)
+    return Wheel(cache / name, release)
+
+
+def _run_pip(release, directory):
+    done = subprocess.run(
+        [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps',
+         '--only-binary', ':all:', '--ignore-requires-python',
+         '--dest', directory, f'nova=={release}'],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines()
+                 if not line.startswith('WARNING')]
+        raise GraftError(f'pip could not download nova=={release}:\n  ' +
+                         '\n  '.join(lines[-5:]) +
+                         '\nUse a release that is on PyPI, or a tree on '
+                         'disk with --nova.')
