@@ -512,9 +512,6 @@ class _Weaving:
     def _add_imports(self):
         present = self.target.imports()
         names = self.target.names()
-        for line, name in self.fragment.own_names:
-            if name not in names:
-                self._misfit(line, f'{self.fragment.path} has no {name}')
         wanted = {}
         for line, entry in self.fragment.imports:
             same_name = [other for _, other in present
@@ -582,15 +579,22 @@ class _Weaving:
             at, line = edit.end, edit.line
         text = ''.join(parts) + source[at:]
         if not self.problems:
-            try:
-                ast.parse(text)
-            except SyntaxError as error:
-                self._misfit(1, f'the result would not be valid Python: '
-                             f'{error.msg}, line {error.lineno}: '
-                             f'{(error.text or "").strip()}')
+            self._check(text)
         if self.problems:
             raise Misfit(self.problems)
         return text
+
+    def _check(self, text):
+        try:
+            names = Target(text).names()
+        except SyntaxError as error:
+            return self._misfit(
+                1, 'the result would not be valid Python: '
+                f'{error.msg}, line {error.lineno}: '
+                f'{(error.text or "").strip()}')
+        for line, name in self.fragment.own_names:
+            if name not in names:
+                self._misfit(line, f'{self.fragment.path} has no {name}')
 
 
 def weave(fragment, text, path, release):
