@@ -1,0 +1,136 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import os
+
+from graft.fragment import after
+from graft.fragment import before
+from graft.fragment import substitute
+
+from nova import exception
+from nova.i18n import _
+from nova.virt import driver
+from nova.virt.libvirt import blockinfo
+from nova.virt.libvirt.driver import CONF
+from nova.virt.libvirt import imagebackend
+from nova.virt.libvirt import utils as libvirt_utils
+
+
+class LibvirtDriver:
+
+    substitute('__init__', "raw_only = ('rbd', 'lvm')",
+               "'lvm')", "'lvm', 'sheepdog')")
+
+    @after('init_host', "if CONF.libvirt.images_type in ('rbd',):")
+    def _(self):
+        if CONF.libvirt.images_type == 'sheepdog':
+            imagebackend.Sheepdog.check_host(self._host)
+            imagebackend.Sheepdog.keep_exports(self._host)
+
+    @after('_cleanup', 'for vol in block_device_mapping:')
+    def _(self, instance):
+        if CONF.libvirt.images_type == 'sheepdog':
+            imagebackend.Sheepdog.unexport_disks(instance)
+
+    @after('_cleanup', "if CONF.libvirt.images_type == 'rbd':")
+    def _(self, instance, block_device_info):
+        if CONF.libvirt.images_type == 'sheepdog':
+            self.cleanup_sheepdog_instance(instance, block_device_info)
+
+    @after('', 'def _cleanup_rbd(self, instance):')
+    def cleanup_sheepdog_instance(self, instance, block_device_info=None):
+        """Delete all VDIs of an instance, and nothing else.
+
+        :param instance: the nova.objects.instance.Instance
+        :param block_device_info: its block device info, which tells how many
+            ephemeral disks it has
+        :raises: exception.SheepdogError if one is left
+        """
+        ephemerals = driver.block_device_info_get_ephemerals(
+            block_device_info)
+        imagebackend.Sheepdog.delete_disks(instance, [
+            'disk', 'disk.local', 'disk.swap', 'disk.config', 'disk.rescue',
+            'disk.config.rescue'] + [
+            blockinfo.get_eph_disk(index)
+            for index in range(len(ephemerals))])
+
+    @after('unrescue', "if CONF.libvirt.images_type == 'rbd':")
+    def _(self, instance):
+        if CONF.libvirt.images_type == 'sheepdog':
+            imagebackend.Sheepdog.delete_disks(
+                instance, ['disk.rescue', 'disk.config.rescue'])
+
+    @after('snapshot', "if image_format == 'lvm' or image_format == 'rbd':")
+    def _(self, image_format):
+        if image_format == 'sheepdog':
+            image_format = 'raw'
+
+    @before('_live_snapshot', 'dev = guest.get_block_device(disk_path)')
+    def _(self, instance, disk_path, out_path, image_format):
+        # the cluster's own snapshot needs no help of QEMU
+        if CONF.libvirt.images_type == 'sheepdog':
+            self.image_backend.by_libvirt_path(
+                instance, disk_path).snapshot_extract(out_path, image_format)
+            return
+
+    @before('_get_disk_config_image_type',
+            "return 'rbd' if CONF.libvirt.images_type == 'rbd' else 'raw'")
+    def _(self):
+        if CONF.libvirt.images_type == 'sheepdog':
+            return 'sheepdog'
+
+    @after('_create_configdrive', "if CONF.libvirt.images_type == 'rbd':")
+    def _(self, config_disk_local_path):
+        if CONF.libvirt.images_type == 'sheepdog':
+            os.unlink(config_disk_local_path)
+
+    @before('_create_guest', 'guest.launch(pause=pause)')
+    def _(self, xml):
+        if CONF.libvirt.images_type == 'sheepdog':
+            imagebackend.Sheepdog.export_disks(xml)
+
+    @before('_get_local_gb_info', 'for (k, v) in info.items():')
+    def _(self, info):
+        if CONF.libvirt.images_type == 'sheepdog':
+            info = libvirt_utils.get_sheepdog_capacity()
+
+    @before('check_can_live_migrate_destination', 'if disk_over_commit:')
+    def _(self, instance):
+        self._refuse_live_migration_on_sheepdog(instance)
+
+    @before('check_can_live_migrate_source', 'source = CONF.host')
+    def _(self, instance):
+        self._refuse_live_migration_on_sheepdog(instance)
+
+    @after('', 'def _cleanup_rbd(self, instance):')
+    def _refuse_live_migration_on_sheepdog(self, instance):
+        """Refuse what would let a guest read stale data.
+
+        :param instance: the nova.objects.instance.Instance
+        :raises: exception.MigrationPreCheckError
+        """
+        if CONF.libvirt.images_type == 'sheepdog':
+            raise exception.MigrationPreCheckError(
+                reason=_('the disks of instance %s are on Sheepdog. The '
+                         'destination opens them before the source has '
+                         'stopped, and would go on to read what they held '
+                         'at that moment') % instance.uuid)
+
+    @after('migrate_disk_and_power_off',
+           "if CONF.libvirt.images_type == 'lvm' and "
+           "not booted_from_volume:")
+    def _(self):
+        if CONF.libvirt.images_type == 'sheepdog':
+            reason = _("Resize and cold migration are not supported for "
+                       "Sheepdog backed instances")
+            raise exception.InstanceFaultRollback(
+                exception.MigrationPreCheckError(reason=reason))

@@ -1,0 +1,473 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import contextlib
+import os
+import socket
+import uuid
+
+from graft.fragment import after
+from graft.fragment import substitute
+from oslo_concurrency import processutils
+from oslo_service import loopingcall
+from oslo_utils import excutils
+from oslo_utils import netutils
+from oslo_utils import units
+
+from nova import exception
+from nova.i18n import _
+from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt.imagebackend import CONF
+from nova.virt.libvirt.imagebackend import disk
+from nova.virt.libvirt.imagebackend import Image
+from nova.virt.libvirt.imagebackend import LOG
+from nova.virt.libvirt.storage import tgt
+from nova.virt.libvirt import utils as libvirt_utils
+
+
+@after('', 'class Rbd(Image):')
+class Sheepdog(Image):
+    """Keeps every disk on a VDI of a Sheepdog cluster.
+
+    A VDI is named '<instance uuid>_<disk name>'. It appears under that name
+    only when it is complete: data is copied into a scratch VDI, whose
+    snapshot is then cloned, which either happens or does not.
+
+    A guest reaches its VDIs by one of two transports: 'native' is QEMU's own
+    Sheepdog driver, 'iscsi' is a target of the tgtd of this host.
+    """
+
+    # 2^20 objects of 4 MiB; dog refuses to make a larger VDI
+    MAX_SIZE = 4 * units.Ti
+    SNAPSHOT_TAG = 'nova-snapshot'
+    # How often to look whether tgtd has been restarted, in seconds
+    RESTORE_INTERVAL = 2
+
+    # What images_sheepdog_transport=auto means here; check_host() finds out.
+    _auto_transport = 'iscsi'
+    _restore_timer = None
+
+    def __init__(
+        self, instance=None, disk_name=None, path=None, disk_info_mapping=None
+    ):
+        if path:
+            # as find_disk() made it
+            self.vdi = path.partition(':')[2]
+        else:
+            self.vdi = '%s_%s' % (instance.uuid, disk_name)
+        super().__init__(
+            'sheepdog:' + self.vdi, 'network', 'raw', is_block_dev=False,
+            disk_info_mapping=disk_info_mapping)
+        self.scratch = self.vdi.partition('_')[0] + '_scratch'
+        if self.get_transport() == 'iscsi':
+            # tgtd's backing store cannot discard
+            self.discard_mode = None
+
+    @classmethod
+    def get_transport(cls):
+        """Tell how guests of this host reach their VDIs.
+
+        :returns: 'native' or 'iscsi'
+        """
+        transport = CONF.libvirt.images_sheepdog_transport
+        return cls._auto_transport if transport == 'auto' else transport
+
+    def libvirt_info(
+        self, cache_mode, extra_specs, boot_order=None, disk_unit=None,
+    ):
+        """Get `LibvirtConfigGuestDisk` filled for this image.
+
+        :cache_mode: Caching mode for this image
+        :extra_specs: Instance type extra specs dict.
+        :boot_order: Disk device boot order
+        """
+        info = super().libvirt_info(cache_mode, extra_specs,
+                                    boot_order=boot_order,
+                                    disk_unit=disk_unit)
+        info.source_path = None
+        info.source_protocol = self.get_transport().replace(
+            'native', 'sheepdog')
+        if info.source_protocol == 'sheepdog':
+            info.source_name = self.vdi
+            host = CONF.libvirt.images_sheepdog_host
+            port = CONF.libvirt.images_sheepdog_port
+        else:
+            info.source_name = '%s/%s' % (
+                libvirt_utils.get_sheepdog_iqn(self.vdi), tgt.LUN)
+            host, _colon, port = (
+                CONF.libvirt.images_sheepdog_portal.partition(':'))
+        info.source_hosts = [host]
+        info.source_ports = [str(port)]
+        return info
+
+    def _can_fallocate(self):
+        return False
+
+    def exists(self):
+        return libvirt_utils.sheepdog_vdi_exists(self.vdi)
+
+    @staticmethod
+    def is_shared_block_storage():
+        return True
+
+    def create_image(
+        self, prepare_template, base, size, safe=False, *args, **kwargs):
+        self._check_size(size)
+        if self.exists():
+            if size:
+                self.resize_image(size)
+            return
+        prepare_template(target=base, *args, **kwargs)
+        self.verify_base_size(base, size)
+        base_size = disk.get_disk_size(base)
+        self._check_size(base_size)
+        self._import(base, max(size or 0, base_size))
+
+    def resize_image(self, size):
+        self._check_size(size)
+        libvirt_utils.resize_sheepdog_vdi(self.vdi, size)
+
+    def _check_size(self, size):
+        if size and size > self.MAX_SIZE:
+            raise exception.InvalidDiskInfo(
+                reason=_('VDI %(vdi)s would have %(size)d GiB, and 4096 GiB '
+                         'is the most that Sheepdog can keep in one; use a '
+                         'flavor with a smaller disk') %
+                {'vdi': self.vdi, 'size': size // units.Gi})
+
+    def import_file(self, instance, local_file, remote_name):
+        self._import(local_file, disk.get_disk_size(local_file))
+
+    def _import(self, path, size):
+        """Make the VDI, with the data of a local raw file.
+
+        :param path: path of the file
+        :param size: size of the VDI in bytes
+        """
+        with self._scratch_vdi():
+            libvirt_utils.create_sheepdog_vdi(self.scratch, size)
+            self._copy_scratch(path, 'raw', os.stat(path).st_blocks * 512,
+                               into_scratch=True)
+            libvirt_utils.snapshot_sheepdog_vdi(self.scratch,
+                                                self.SNAPSHOT_TAG)
+            libvirt_utils.delete_sheepdog_vdi(self.vdi)
+            libvirt_utils.clone_sheepdog_vdi(self.scratch, self.SNAPSHOT_TAG,
+                                             self.vdi)
+
+    def snapshot_extract(self, target, out_format):
+        """Copy the disk as it is at this moment, whether in use or not.
+
+        :param target: The target path for the image snapshot.
+        :param out_format: The image snapshot format.
+        """
+        # a crash may have left one
+        libvirt_utils.delete_sheepdog_vdi(self.vdi, self.SNAPSHOT_TAG)
+        with self._scratch_vdi():
+            libvirt_utils.snapshot_sheepdog_vdi(self.vdi, self.SNAPSHOT_TAG)
+            try:
+                libvirt_utils.clone_sheepdog_vdi(
+                    self.vdi, self.SNAPSHOT_TAG, self.scratch)
+            finally:
+                libvirt_utils.delete_sheepdog_vdi(self.vdi,
+                                                  self.SNAPSHOT_TAG)
+            self._copy_scratch(target, out_format, self.MAX_SIZE)
+
+    @contextlib.contextmanager
+    def _scratch_vdi(self):
+        """Start and end without a scratch VDI of this instance."""
+        self._delete_scratch(self.vdi)
+        try:
+            yield
+        except Exception:
+            with excutils.save_and_reraise_exception():
+                try:
+                    self._delete_scratch(self.vdi)
+                except exception.NovaException as e:
+                    LOG.warning('Left scratch VDI %(vdi)s for the deletion of '
+                                'its instance: %(error)s',
+                                {'vdi': self.scratch, 'error': e})
+        else:
+            self._delete_scratch(self.vdi)
+
+    @classmethod
+    def _delete_scratch(cls, vdi):
+        scratch = vdi.partition('_')[0] + '_scratch'
+        libvirt_utils.delete_sheepdog_vdi(scratch)
+        libvirt_utils.delete_sheepdog_vdi(scratch, cls.SNAPSHOT_TAG)
+
+    def _copy_scratch(self, path, path_format, size, into_scratch=False):
+        """Copy the scratch VDI to a local file or from it.
+
+        :param path: path of the file
+        :param path_format: 'raw', or another format for a file to be written
+        :param size: bytes of data at most, for the time limit
+        :param into_scratch: whether to copy from the file to the VDI
+        """
+        if self.get_transport() == 'native':
+            url = 'sheepdog://%s:%s/%s' % (
+                CONF.libvirt.images_sheepdog_host,
+                CONF.libvirt.images_sheepdog_port, self.scratch)
+            exported = contextlib.nullcontext()
+        else:
+            # A name of its own: a copy that outlived its nova-compute must
+            # not find the target of the next one.
+            iqn = '%s.%s' % (libvirt_utils.get_sheepdog_iqn(self.scratch),
+                             uuid.uuid4().hex)
+            url = 'iscsi://%s/%s/%s' % (
+                CONF.libvirt.images_sheepdog_portal, iqn, tgt.LUN)
+            exported = tgt.exported(iqn, self.scratch)
+        with exported:
+            if into_scratch:
+                libvirt_utils.copy_with_qemu_img(path, url, 'raw', size,
+                                                 into_new_vdi=True)
+            else:
+                libvirt_utils.copy_with_qemu_img(url, path, path_format, size)
+
+    def get_model(self, connection):
+        raise exception.Invalid(
+            _('Nova cannot inject files, keys or passwords into VDI %s; use a '
+              'config drive or the metadata service, and leave '
+              '[libvirt]inject_partition at -2') % self.vdi)
+
+    @classmethod
+    def check_host(cls, host):
+        """Make sure that this host can run guests on Sheepdog.
+
+        :param host: the nova.virt.libvirt.host.Host
+        :raises: exception.InvalidConfiguration, with what to change
+        """
+        try:
+            cls._check_options()
+            libvirt_utils.check_sheepdog_cluster()
+            cls._check_transport(host)
+        except (exception.SheepdogError, exception.TgtError) as e:
+            raise exception.InvalidConfiguration(
+                _("[libvirt]images_type = sheepdog cannot be used: %s") % e)
+
+    @staticmethod
+    def _check_options():
+        def refuse(option, reason):
+            raise exception.InvalidConfiguration(
+                _("%(option)s does not go with [libvirt]images_type = "
+                  "sheepdog: %(reason)s") %
+                {'option': option, 'reason': reason})
+
+        if CONF.libvirt.virt_type not in ('kvm', 'qemu'):
+            refuse('[libvirt]virt_type = %s' % CONF.libvirt.virt_type,
+                   _('use kvm or qemu'))
+        if not CONF.force_raw_images:
+            refuse('[DEFAULT]force_raw_images = False',
+                   _('VDIs hold raw data; set it to True'))
+        if CONF.libvirt.inject_partition != -2:
+            refuse('[libvirt]inject_partition = %d' %
+                   CONF.libvirt.inject_partition,
+                   _('Nova cannot change what is on a VDI; set it to -2'))
+        if CONF.ephemeral_storage_encryption.enabled:
+            refuse('[ephemeral_storage_encryption]enabled = True',
+                   _('VDIs are not encrypted; set it to False'))
+        host = CONF.libvirt.images_sheepdog_host
+        if host != 'localhost' and not netutils.is_valid_ipv4(host):
+            refuse('[libvirt]images_sheepdog_host = %s' % host,
+                   _('Sheepdog takes an IPv4 address or localhost'))
+        portal = CONF.libvirt.images_sheepdog_portal
+        address, _colon, port = portal.partition(':')
+        if not (netutils.is_valid_ipv4(address) and
+                netutils.is_valid_port(port)):
+            refuse('[libvirt]images_sheepdog_portal = %s' % portal,
+                   _('give an IPv4 address and a port, such as '
+                     '127.0.0.1:3260'))
+
+    @classmethod
+    def _check_transport(cls, host):
+        """Find out what 'auto' means, and try the transport.
+
+        :param host: the nova.virt.libvirt.host.Host
+        :raises: exception.InvalidConfiguration or exception.TgtError
+        """
+        emulators = {
+            domain.emulator for guest in host.get_capabilities().guests
+            for virt_type, domain in guest.domains.items()
+            if guest.arch == host.get_capabilities().host.cpu.arch and
+            virt_type == CONF.libvirt.virt_type and domain.emulator}
+        if CONF.libvirt.images_sheepdog_transport == 'auto':
+            native = not cls._find_lack('sheepdog', emulators)
+            cls._auto_transport = 'native' if native else 'iscsi'
+        lack = cls._find_lack(
+            cls.get_transport().replace('native', 'sheepdog'), emulators)
+        if lack:
+            raise exception.InvalidConfiguration(
+                _("[libvirt]images_sheepdog_transport = %(transport)s cannot "
+                  "be used: %(lack)s. The native transport wants a QEMU "
+                  "before 6.1 built with Sheepdog, and the iscsi transport "
+                  "one with libiscsi (Debian: the package "
+                  "qemu-block-extra)") %
+                {'transport': cls.get_transport(), 'lack': lack})
+        if cls.get_transport() == 'iscsi':
+            tgt.check()
+            cls._check_portal()
+        LOG.info('Guests reach their VDIs by the %s transport',
+                 cls.get_transport())
+
+    @staticmethod
+    def _find_lack(protocol, emulators):
+        """Find a program of this host's QEMU that lacks a block driver.
+
+        :param protocol: 'sheepdog' or 'iscsi'
+        :param emulators: set of the paths of libvirt's emulators; what
+            stands elsewhere, as in another container, is not asked
+        :returns: what lacks it, None if all have it
+        """
+        target = {
+            'sheepdog': ('server.type=inet,server.host=127.0.0.1,'
+                         'server.port=1,vdi=none'),
+            'iscsi': ('transport=tcp,portal=127.0.0.1:1,'
+                      'target=iqn.2014-06.org.openstack.nova:none,lun=1'),
+        }[protocol]
+        commands = [
+            (emulator, '-machine', 'none', '-nodefaults', '-display', 'none',
+             '-blockdev', 'driver=%s,node-name=none,%s' % (protocol, target))
+            for emulator in emulators if os.path.exists(emulator)]
+        commands.append(('qemu-img', 'info', '--image-opts',
+                         'driver=%s,%s' % (protocol, target)))
+        # There is nothing at the address, so all of them fail; what they say
+        # tells whether the driver got as far as that.
+        for command in commands:
+            try:
+                libvirt_utils.run_with_time_limit(*command, timeout=20)
+            except processutils.ProcessExecutionError as e:
+                if e.exit_code == 127:
+                    return e.stderr.strip()
+                if any(words in e.stderr for words in (
+                        "does not accept value '%s'" % protocol,
+                        "Unknown driver '%s'" % protocol,
+                        "Unknown protocol '%s'" % protocol,
+                        'failed to open module')):
+                    return _('%(program)s has no %(protocol)s driver') % {
+                        'program': command[0], 'protocol': protocol}
+        return None
+
+    @staticmethod
+    def _check_portal():
+        address, _colon, port = (
+            CONF.libvirt.images_sheepdog_portal.partition(':'))
+        try:
+            socket.create_connection((address, int(port)), timeout=10).close()
+        except OSError as e:
+            raise exception.InvalidConfiguration(
+                _("Nobody answers at [libvirt]images_sheepdog_portal = "
+                  "%(portal)s: %(error)s. Start tgtd with '--iscsi "
+                  "portal=%(portal)s', or name the portal it has") %
+                {'portal': CONF.libvirt.images_sheepdog_portal, 'error': e})
+
+    @staticmethod
+    def _get_exports(guest_config):
+        """Tell which targets a guest needs.
+
+        :param guest_config: its vconfig.LibvirtConfigGuest
+        :returns: dict of IQN to name of the VDI
+        """
+        vdis = (libvirt_utils.get_sheepdog_vdi_of_disk(device)
+                for device in guest_config.devices
+                if isinstance(device, vconfig.LibvirtConfigGuestDisk) and
+                device.source_protocol == 'iscsi')
+        return {libvirt_utils.get_sheepdog_iqn(vdi): vdi
+                for vdi in vdis if vdi}
+
+    @classmethod
+    def export_disks(cls, xml):
+        """Make the targets of a guest that is about to start.
+
+        :param xml: XML of the guest
+        :raises: exception.TgtError
+        """
+        guest_config = vconfig.LibvirtConfigGuest()
+        guest_config.parse_str(xml)
+        tgt.export(cls._get_exports(guest_config))
+
+    @classmethod
+    def keep_exports(cls, host):
+        """Make the targets of running guests again whenever tgtd restarts.
+
+        QEMU's initiator logs in again by itself when they are back.
+
+        :param host: the nova.virt.libvirt.host.Host
+        """
+        if cls.get_transport() != 'iscsi':
+            return
+        seen = None
+
+        def get_vdis():
+            vdis = {}
+            for guest in host.list_guests(only_running=True):
+                vdis.update(cls._get_exports(guest.get_config()))
+            return vdis
+
+        def restore():
+            nonlocal seen
+            start = tgt.get_tgtd_start()
+            if start is None or start == seen:
+                return
+            try:
+                vdis = tgt.restore(get_vdis)
+            except Exception as e:
+                LOG.error('Cannot restore the targets of running guests, '
+                          'which hang until then; trying again: %s', e)
+            else:
+                seen = start
+                if vdis:
+                    LOG.info('tgtd had been restarted; exported again: %s',
+                             ', '.join(vdis))
+
+        if cls._restore_timer:
+            cls._restore_timer.stop()
+        cls._restore_timer = loopingcall.FixedIntervalLoopingCall(restore)
+        cls._restore_timer.start(interval=cls.RESTORE_INTERVAL)
+
+    @staticmethod
+    def unexport_disks(instance):
+        """Remove the targets of an instance from this host.
+
+        :param instance: the nova.objects.instance.Instance
+        :raises: exception.TgtError
+        """
+        tgt.unexport(libvirt_utils.get_sheepdog_iqn(instance.uuid + '_'))
+
+    @classmethod
+    def delete_disks(cls, instance, names):
+        """Delete VDIs of an instance and the snapshots Nova took of them.
+
+        :param instance: the nova.objects.instance.Instance
+        :param names: names of the disks; those that do not exist are left
+            out
+        :raises: exception.SheepdogError if one is left
+        """
+        cls._delete_scratch('%s_' % instance.uuid)
+        for name in names:
+            vdi = '%s_%s' % (instance.uuid, name)
+            if name in ('disk', 'disk.rescue'):
+                libvirt_utils.delete_sheepdog_vdi(vdi, cls.SNAPSHOT_TAG)
+            if (libvirt_utils.delete_sheepdog_vdi(vdi) and
+                    libvirt_utils.sheepdog_vdi_exists(vdi)):
+                raise exception.SheepdogError(
+                    gateway='%s:%s' % (CONF.libvirt.images_sheepdog_host,
+                                       CONF.libvirt.images_sheepdog_port),
+                    command='dog vdi delete %s' % vdi,
+                    reason=_('the VDI is still there; delete the server '
+                             'again'))
+
+
+class Backend:
+
+    substitute('__init__', 'self.BACKEND = {',
+               "            'rbd': Rbd,\n",
+               "            'rbd': Rbd,\n"
+               "            'sheepdog': Sheepdog,\n")

@@ -1,0 +1,326 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import os
+import typing as ty
+
+from graft.fragment import after
+from graft.fragment import before
+from oslo_concurrency import processutils
+
+from nova import exception
+from nova.i18n import _
+from nova import utils
+from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt.utils import CONF
+from nova.virt.libvirt.utils import SHEEPDOG_IQN
+
+
+@after('', "RESIZE_SNAPSHOT_NAME = 'nova-resize'")
+def _():
+    SHEEPDOG_IQN = 'iqn.2014-06.org.openstack.nova:'
+
+@after('', 'def load_file(path: str) -> str:')
+def run_with_time_limit(
+    *command: str, timeout: int, run_as_root: bool = False,
+) -> ty.Tuple[str, str]:
+    """Run a command in the C locale and end it when its time is over.
+
+    ``timeout`` of coreutils keeps the time: nova-compute may not send a signal
+    to a process that sudo started.
+
+    :param command: the command and its arguments
+    :param timeout: seconds
+    :param run_as_root: whether to run it through rootwrap
+    :returns: its standard output and standard error
+    :raises: processutils.ProcessExecutionError if its exit status is not 0
+    """
+    return processutils.execute(
+        'env', 'LC_ALL=C', 'timeout', '--kill-after=5', str(timeout),
+        *command, run_as_root=run_as_root,
+        root_helper=utils.get_root_helper() if run_as_root else None)
+
+
+@after('', 'def load_file(path: str) -> str:')
+def explain_failed_command(
+    error: processutils.ProcessExecutionError, filters: str,
+) -> str:
+    """Say in words why a command of ``run_with_time_limit`` failed.
+
+    :param error: what running it raised
+    :param filters: name of the rootwrap filter file that has to allow it
+    :returns: the reason, and what to do where that is known
+    """
+    if error.exit_code in (124, 137):
+        return _('no answer within [libvirt]images_sheepdog_timeout')
+    if error.exit_code == 99 and 'Unauthorized command' in error.stderr:
+        return _('rootwrap does not allow it: install %s where the '
+                 'filters_path of rootwrap.conf looks') % filters
+    if error.exit_code == 127:
+        return _('it is not installed: %s') % error.stderr.strip()
+    # dog says some things twice
+    lines = dict.fromkeys(error.stderr.strip().splitlines())
+    return ('; '.join(lines) or error.stdout.strip() or
+            _('exit status %s') % error.exit_code)
+
+
+@after('', 'def load_file(path: str) -> str:')
+def _dog(subcommand: str, *arguments: str) -> ty.Tuple[str, str]:
+    """Run ``dog`` against the gateway.
+
+    :param subcommand: its words and options, such as 'vdi create'
+    :param arguments: what stands behind the gateway's address
+    :returns: its standard output and standard error
+    :raises: exception.SheepdogVDINotFound, exception.SheepdogVDIExists or
+        exception.SheepdogError
+    """
+    host = CONF.libvirt.images_sheepdog_host
+    port = CONF.libvirt.images_sheepdog_port
+    command = ('dog', *subcommand.split(), '-a', host, '-p', str(port),
+               *arguments)
+    try:
+        out, err = run_with_time_limit(
+            *command, timeout=CONF.libvirt.images_sheepdog_timeout,
+            run_as_root=True)
+        # The exit status of a delete is 0 whatever happened.
+        if not (err and subcommand == 'vdi delete'):
+            return out, err
+        reason = err.strip()
+    except processutils.ProcessExecutionError as e:
+        reason = explain_failed_command(e, 'sheepdog.filters')
+    except OSError as e:
+        reason = str(e)
+    if reason.endswith(('No VDI found', 'VDI not found',
+                        'Failed to find requested tag')):
+        error = exception.SheepdogVDINotFound
+    elif reason.endswith('VDI exists already'):
+        error = exception.SheepdogVDIExists
+    else:
+        error = exception.SheepdogError
+    if 'failed to connect' in reason or reason.endswith('I/O error'):
+        reason = _('%s. Check [libvirt]images_sheepdog_host and '
+                   'images_sheepdog_port, and that the sheep daemon runs '
+                   'there') % reason
+    raise error(gateway='%s:%s' % (host, port), command=' '.join(command),
+                reason=reason)
+
+
+@after('', 'def load_file(path: str) -> str:')
+def check_sheepdog_cluster() -> None:
+    """Make sure that the gateway answers and the cluster can be used.
+
+    :raises: exception.SheepdogError if not
+    """
+    get_sheepdog_redundancy()
+
+
+@after('', 'def load_file(path: str) -> str:')
+def get_sheepdog_redundancy() -> float:
+    """Tell how many bytes the cluster writes for one byte of a VDI.
+
+    :returns: the number of copies, or of strips over data strips where the
+        cluster is erasure coded (4:2 gives 1.5)
+    :raises: exception.SheepdogError
+    """
+    out, _err = _dog('cluster info -v')
+    # Cluster store: plain with 2 redundancy policy
+    for line in out.splitlines():
+        words = line.split()
+        if words[:2] == ['Cluster', 'store:'] and 'with' in words:
+            data, colon, parity = words[words.index('with') + 1].partition(
+                ':')
+            if not colon:
+                return float(data)
+            return (int(data) + int(parity)) / int(data)
+    raise exception.SheepdogError(
+        gateway='%s:%s' % (CONF.libvirt.images_sheepdog_host,
+                           CONF.libvirt.images_sheepdog_port),
+        command='dog cluster info',
+        reason=_("the cluster is not ready: %s. A new cluster is made ready "
+                 "by 'dog cluster format'") %
+        (out.splitlines() or [_('no answer')])[0])
+
+
+@after('', 'def load_file(path: str) -> str:')
+def get_sheepdog_capacity() -> ty.Dict[str, float]:
+    """Tell the size of the cluster, copies and parity divided out.
+
+    :returns: 'total', 'free' and 'used', in bytes
+    :raises: exception.SheepdogError
+    """
+    out, _err = _dog('node info -r')
+    # Total size used available use% virtual-size
+    total, used, free = (int(word) for word in
+                         out.splitlines()[-1].split()[1:4])
+    redundancy = get_sheepdog_redundancy()
+    return {'total': total / redundancy, 'free': free / redundancy,
+            'used': used / redundancy}
+
+
+@after('', 'def load_file(path: str) -> str:')
+def sheepdog_vdi_exists(vdi: str) -> bool:
+    """Tell whether there is a working VDI of that name.
+
+    Its price does not depend on the number of VDIs, as that of ``dog vdi
+    list`` does: asking for an attribute looks up one name.
+
+    :param vdi: name of the VDI
+    :returns: True if there is; snapshots of that name do not count
+    :raises: exception.SheepdogError
+    """
+    try:
+        _dog('vdi getattr', vdi, 'nova')
+    except exception.SheepdogVDINotFound:
+        return False
+    except exception.SheepdogError as e:
+        if "Attribute 'nova' not found" not in str(e):
+            raise
+    return True
+
+
+@after('', 'def load_file(path: str) -> str:')
+def create_sheepdog_vdi(vdi: str, size: int) -> None:
+    """Create a VDI with no data.
+
+    :param vdi: name of the VDI
+    :param size: its size in bytes, 4 TiB at most
+    :raises: exception.SheepdogVDIExists or exception.SheepdogError
+    """
+    _dog('vdi create', vdi, str(size))
+
+
+@after('', 'def load_file(path: str) -> str:')
+def resize_sheepdog_vdi(vdi: str, size: int) -> None:
+    """Make a VDI larger; a VDI that has that size is left alone.
+
+    :param vdi: name of the VDI
+    :param size: its new size in bytes
+    :raises: exception.SheepdogError, also if the VDI is larger
+    """
+    _dog('vdi resize', vdi, str(size))
+
+
+@after('', 'def load_file(path: str) -> str:')
+def snapshot_sheepdog_vdi(vdi: str, tag: str) -> None:
+    """Take a snapshot of a VDI, which may be in use.
+
+    :param vdi: name of the VDI
+    :param tag: name of the snapshot, not of digits alone
+    :raises: exception.SheepdogError
+    """
+    _dog('vdi snapshot', '-s', tag, vdi)
+
+
+@after('', 'def load_file(path: str) -> str:')
+def clone_sheepdog_vdi(vdi: str, tag: str, clone: str) -> None:
+    """Make a new VDI of a snapshot, with which it shares its data.
+
+    :param vdi: name of the VDI
+    :param tag: name of the snapshot
+    :param clone: name of the new VDI
+    :raises: exception.SheepdogVDINotFound, exception.SheepdogVDIExists or
+        exception.SheepdogError
+    """
+    _dog('vdi clone', '-s', tag, vdi, clone)
+
+
+@after('', 'def load_file(path: str) -> str:')
+def delete_sheepdog_vdi(vdi: str, tag: ty.Optional[str] = None) -> bool:
+    """Delete a VDI or one of its snapshots; none of either is no error.
+
+    A VDI that is deleted leaves its snapshots, and what is deleted leaves its
+    clones whole.
+
+    :param vdi: name of the VDI
+    :param tag: name of the snapshot, None for the VDI itself
+    :returns: True if it was there
+    :raises: exception.SheepdogError if it could not be deleted
+    """
+    try:
+        _dog('vdi delete', *(('-s', tag) if tag else ()), vdi)
+    except exception.SheepdogVDINotFound:
+        return False
+    return True
+
+
+@after('', 'def load_file(path: str) -> str:')
+def copy_with_qemu_img(
+    source: str, target: str, target_format: str, size: int,
+    into_new_vdi: bool = False,
+) -> None:
+    """Copy the data of a raw disk, and leave out what is zero.
+
+    :param source: path or URL of the raw disk
+    :param target: path or URL to copy to
+    :param target_format: 'raw' or another format of qemu-img
+    :param size: bytes of data there are at most, for the time limit
+    :param into_new_vdi: whether the target exists and reads as zeros
+    :raises: exception.SheepdogError
+    """
+    options = ['-W', '-m', '8', '-t', 'writeback']
+    if into_new_vdi:
+        options += ['-n', '--target-is-zero']
+    try:
+        run_with_time_limit(
+            'qemu-img', 'convert', *options, '-f', 'raw',
+            '-O', target_format, source, target,
+            timeout=CONF.libvirt.images_sheepdog_timeout + size // 2**20)
+    except (processutils.ProcessExecutionError, OSError) as e:
+        raise exception.SheepdogError(
+            gateway='%s:%s' % (CONF.libvirt.images_sheepdog_host,
+                               CONF.libvirt.images_sheepdog_port),
+            command='qemu-img convert %s %s' % (source, target),
+            reason=(explain_failed_command(e, '') if
+                    isinstance(e, processutils.ProcessExecutionError) else e))
+
+
+@after('', 'def load_file(path: str) -> str:')
+def get_sheepdog_iqn(vdi: str) -> str:
+    """Name the iSCSI target of a VDI.
+
+    tgtd refuses '_' in the name of a target.
+
+    :param vdi: name of the VDI, '<instance uuid>_<disk name>'
+    :returns: the IQN
+    """
+    return SHEEPDOG_IQN + vdi.replace('_', '.', 1)
+
+
+@after('', 'def load_file(path: str) -> str:')
+def get_sheepdog_vdi_of_disk(
+    disk: vconfig.LibvirtConfigGuestDisk,
+) -> ty.Optional[str]:
+    """Tell which VDI is behind a disk of a guest.
+
+    :param disk: the disk of the guest's XML
+    :returns: name of the VDI, None if it is another kind of disk
+    """
+    if disk.source_protocol == 'sheepdog':
+        return disk.source_name
+    if disk.source_protocol == 'iscsi':
+        iqn = (disk.source_name or '').rpartition('/')[0]
+        if iqn.startswith(SHEEPDOG_IQN):
+            return iqn[len(SHEEPDOG_IQN):].replace('.', '_', 1)
+    return None
+
+
+@before('find_disk', 'if not disk_path:')
+def _(disk, disk_path):
+    if not disk_path and CONF.libvirt.images_type == 'sheepdog':
+        vdi = get_sheepdog_vdi_of_disk(disk)
+        disk_path = 'sheepdog:' + vdi if vdi else None
+
+
+@before('get_disk_type_from_path', "if path.startswith('/dev'):")
+def _(path):
+    if path.startswith('sheepdog:'):
+        return 'sheepdog'
