@@ -14,14 +14,14 @@
 
 import argparse
 import os
-import pathlib
-import shlex
 import sys
 
 import graft
 from graft import patch
 from graft import record
+from graft import rootwrap
 from graft import tree
+from graft import weave
 
 DESCRIPTION = """
 Gives OpenStack Nova a Sheepdog image backend: weaves the patch into a
@@ -38,14 +38,29 @@ def main(argv=None):
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
+    except weave.Misfit as misfit:
+        _complain('The patch does not fit; nothing was changed.\n  ' +
+                  '\n  '.join(misfit.problems) +
+                  '\nTake a Nova of a supported release that nobody else '
+                  'patched, or mend the fragments named.')
     except graft.GraftError as error:
-        print(f'nova-sheepdog: {error}', file=sys.stderr)
+        _complain(error)
     except PermissionError as error:
-        print(f'nova-sheepdog: {error}. Run it as the user who owns this '
-              'Nova.', file=sys.stderr)
+        _complain(f'{error}. Run it as the user who owns this Nova.')
+    except BrokenPipeError:
+        # Who read the diff wants no more of it. Python shall not try to
+        # write the rest when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f'nova-sheepdog: {error}', file=sys.stderr)
+        _complain(error)
+    except KeyboardInterrupt:
+        _complain('Interrupted.')
+        return 130
     return 1
+
+
+def _complain(message):
+    print(f'nova-sheepdog: {message}', file=sys.stderr)
 
 
 def _parser():
@@ -89,35 +104,37 @@ def _name(nova):
 
 
 def _apply(arguments):
-    """Patch a Nova, all of it or nothing. A Nova patched by another version
-    of nova-sheepdog, or by a run that was interrupted, is brought back to its
-    pristine state first."""
+    """Patch a Nova, all of it or nothing. What another version of
+    nova-sheepdog or an interrupted run did to it is taken back first."""
     nova = tree.find(arguments.nova)
     done = record.Record(nova)
     the_patch = patch.Patch()
     fingerprint = the_patch.fingerprint
     with done.locked():
         _mend(done)
-        if done.is_applied:
-            _refuse_changed(done)
-            if done.manifest['fingerprint'] == fingerprint:
-                print(f'{_name(nova)} is patched already; nothing to do.')
-                return
+        _refuse_changed(done)
+        if done.is_applied and done.manifest['fingerprint'] == fingerprint:
+            print(f'{_name(nova)} is patched already; nothing to do.')
+            return
         changes = the_patch.changes(done.read, nova.release)
-        filters, hints = _place_filters(
-            nova, the_patch, changes, done, arguments.rootwrap_conf)
+        hints = []
+        if not nova.is_source:
+            filters, hints = rootwrap.place(
+                changes, the_patch.files, done, arguments.rootwrap_conf or
+                nova.find_rootwrap_configuration())
+            changes = [change for change in changes
+                       if change.path.startswith('nova/')] + filters
         if done.is_applied:
-            print(f'Took back nova-sheepdog {done.manifest["version"]}.')
+            version = done.manifest['version']
             done.revert()
-        changes = [change for change in changes if nova.is_source or
-                   not change.path.startswith('etc/')] + filters
-        count = len(changes)
-        changes += record.installation_record_change(nova, changes)
-        done.apply(changes, the_patch.version, fingerprint)
+            print(f'Took back the patch of nova-sheepdog {version}.')
+        done.apply(changes + record.installation_record_change(nova, changes),
+                   the_patch.version, fingerprint)
     new = sum(change.before is None for change in changes)
-    print(f'Patched {_name(nova)}: {count - new} files changed, {new} added.')
-    for hint in hints:
-        print(hint)
+    print(f'Patched {_name(nova)}: {len(changes) - new} files changed, {new} '
+          'added.', *hints, sep='\n')
+    if nova.root.name == 'dist-packages' and not nova.installation_record:
+        print('"dpkg --verify python3-nova" now names the changed files.')
     print('Next: set images_type = sheepdog in [libvirt] of nova.conf and '
           'restart nova-compute.')
 
@@ -126,12 +143,11 @@ def _mend(done):
     if done.is_interrupted:
         _refuse_changed(done)
         done.roll_back()
-        print('An earlier run was interrupted; brought back the pristine '
-              'Nova.')
+        print('An earlier run was interrupted; the pristine Nova is back.')
     elif done.is_replaced:
-        print(f'Nova {done.manifest["release"]} was patched here and then '
-              'replaced; removed what the patch left.')
         done.roll_back()
+        print('The patched Nova was replaced by another one; removed what '
+              'was left of the patch.')
 
 
 def _refuse_changed(done):
@@ -144,67 +160,22 @@ def _refuse_changed(done):
             'again.')
 
 
-def _place_filters(nova, the_patch, changes, done, configuration):
-    """Where the rootwrap filters of an installed Nova go.
-
-    :returns: the changes that put them there, and what the operator needs to
-        know or do
-    """
-    wanted = [change for change in changes if change.path.startswith(
-        patch.ROOTWRAP_DIRECTORY)]
-    if nova.is_source:
-        return [], []
-    configuration = (configuration and pathlib.Path(configuration) or
-                     nova.find_rootwrap_configuration())
-    directories = (tree.filters_directories(configuration)
-                   if configuration else
-                   [pathlib.Path('/etc/nova/rootwrap.d')])
-    usable = [directory for directory in directories
-              if directory.is_dir() and directory.stat().st_uid == 0 and
-              os.access(directory, os.W_OK)]
-    placed, hints = [], []
-    for change in wanted:
-        name = pathlib.Path(change.path).name
-        found = next((directory / name for directory in directories
-                      if (directory / name).exists()), None)
-        if found and found.read_bytes() == change.after and not done.owns(
-                found):
-            hints.append(f'The rootwrap filters are in {found} already.')
-        elif found and not done.owns(found):
-            raise graft.GraftError(
-                f'{found} is there already and differs from '
-                f'{the_patch.files[change.path]}. Remove it and try again.')
-        elif usable and configuration:
-            path = usable[0].resolve() / name
-            placed.append(patch.Change(str(path), None, change.after, 0o644))
-            hints.append(f'The rootwrap filters are in {path}, which '
-                         f'{configuration} names.')
-        else:
-            source = the_patch.files[change.path]
-            target = directories[0] / name
-            hints.append(
-                'The rootwrap filters are not installed: '
-                f'{configuration or "no rootwrap.conf"} names no directory '
-                'that is there and that this user may write to. Do it by:\n  '
-                f'sudo install -D -o root -g root -m 0644 '
-                f'{shlex.quote(str(source))} {shlex.quote(str(target))}')
-    return placed, hints
-
-
 def _revert(arguments):
     """Take the patch back: every file of Nova becomes what it was, byte for
     byte, and every file that the patch brought is removed."""
     nova = tree.find(arguments.nova)
     done = record.Record(nova)
     with done.locked():
-        if done.is_applied and not done.is_replaced:
-            _refuse_changed(done)
+        _mend(done)
+        _refuse_changed(done)
+        elsewhere = done.left_elsewhere
+        if done.is_applied:
             done.revert()
             print(f'Took the patch back from {_name(nova)}.')
-        elif done.manifest or done.is_interrupted:
-            _mend(done)
-        else:
-            print(f'{_name(nova)} is not patched; nothing to do.')
+        print(f'{_name(nova)} is not patched.')
+        for path in elsewhere:
+            print(f'This Nova was patched in another place; left {path} '
+                  'there.')
 
 
 def _status(arguments):
@@ -214,14 +185,17 @@ def _status(arguments):
     done = record.Record(nova)
     print(f'Nova {nova.release} in {nova.package}')
     if done.is_interrupted:
-        print('A run of nova-sheepdog was interrupted here: run "apply" or '
-              '"revert" again.')
+        print('A run of nova-sheepdog was interrupted here. Run "apply" or '
+              '"revert".')
     elif done.is_replaced:
-        print(f'The patched Nova {done.manifest["release"]} was replaced: '
-              'run "apply" to patch this one, or "revert" to remove what '
-              'the patch left.')
+        print('The patched Nova was replaced by another one. Run "apply" to '
+              'patch this one, or "revert" to remove what is left of the '
+              'patch.')
     elif done.is_applied:
         print(f'Patched by nova-sheepdog {done.manifest["version"]}.')
+        if done.manifest['fingerprint'] != patch.Patch().fingerprint:
+            print(f'The patch of this nova-sheepdog, {graft.__version__}, is '
+                  'another one: "apply" puts it in its place.')
         changed = done.changed_since()
         for path in changed:
             print(f'Changed since, or missing: {path}')
@@ -246,7 +220,10 @@ def _diff(arguments):
     """Print the patch as a unified diff against a pristine Nova, for
     "patch -p1" and "git apply" in its source tree."""
     read, release = _pristine(arguments)
-    sys.stdout.write(patch.diff(patch.Patch().changes(read, release)))
+    # In UTF-8, as the files are, in every locale.
+    sys.stdout.buffer.write(
+        patch.diff(patch.Patch().changes(read, release)).encode())
+    sys.stdout.flush()
 
 
 def _check(arguments):

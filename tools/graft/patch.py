@@ -94,13 +94,21 @@ class Patch:
         for name, path in self.files.items():
             before, after = read(name), path.read_bytes()
             try:
-                if name.endswith('.py') and weave.Fragment.is_fragment(
-                        after.decode()):
-                    after = self._woven(name, before, after, release)
-                elif before is not None and before != after:
+                text = after.decode()
+                if name.endswith('.py'):
+                    is_fragment = weave.is_fragment(text, name)
+                else:
+                    is_fragment = False
+                if is_fragment:
+                    after = self._woven(name, before, text, release)
+                elif before not in (None, after):
                     raise weave.Misfit([
                         f'{name}: Nova {release} has a file of this name, '
                         'and the patch brings another one'])
+            except UnicodeDecodeError as error:
+                problems.append(f'{name}: a file of the patch is text in '
+                                f'UTF-8: {error}')
+                continue
             except weave.Misfit as misfit:
                 problems += misfit.problems
                 continue
@@ -115,8 +123,7 @@ class Patch:
     def _woven(name, before, fragment, release):
         if before is None:
             raise weave.Misfit([f'{name}: Nova {release} has no such file'])
-        return weave.weave(fragment.decode(), before.decode(), name,
-                           release).encode()
+        return weave.weave(fragment, before.decode(), name, release).encode()
 
 
 def diff(changes):

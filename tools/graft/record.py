@@ -27,7 +27,9 @@ import hashlib
 import io
 import json
 import os
+import pathlib
 import shutil
+import struct
 
 from graft import GraftError
 from graft import patch
@@ -57,9 +59,9 @@ def _write(path, content, mode, like):
     with open(path, 'wb') as stream:
         stream.write(content)
         os.fchmod(stream.fileno(), mode)
-        owner = os.stat(like)
-        if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()):
-            os.fchown(stream.fileno(), owner.st_uid, owner.st_gid)
+        owner, wanted = os.fstat(stream.fileno()), os.stat(like)
+        if (owner.st_uid, owner.st_gid) != (wanted.st_uid, wanted.st_gid):
+            os.fchown(stream.fileno(), wanted.st_uid, wanted.st_gid)
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -99,12 +101,13 @@ class Record:
         """
         descriptor = os.open(self.nova.package, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise GraftError('Another nova-sheepdog is at work on '
+                                 f'{self.nova.package}; wait for it to end.')
             self.load()
             yield
-        except BlockingIOError:
-            raise GraftError(f'Another nova-sheepdog is at work on '
-                             f'{self.nova.package}; wait for it to end.')
         finally:
             os.close(descriptor)
 
@@ -117,46 +120,64 @@ class Record:
 
     @property
     def is_applied(self):
+        """Whether the patch is in, or was until somebody changed it."""
         return bool(self.manifest) and self.manifest['state'] == APPLIED
+
+    @property
+    def is_replaced(self):
+        """Whether another Nova was installed over the patched one.
+
+        A package manager that does not know the files of the patch brings
+        back all files of Nova and leaves the new ones.
+        """
+        digests = [(self._digest(entry), entry) for entry in self._entries()
+                   if entry['before']]
+        if self.is_applied and self.manifest['release'] == self.nova.release:
+            return all(digest == entry['before'] for digest, entry in digests)
+        return self.is_applied and not any(
+            digest == entry['after'] for digest, entry in digests)
+
+    @property
+    def left_elsewhere(self):
+        """Paths that stayed where this Nova was copied or moved from."""
+        if not self.manifest or self.manifest['root'] == str(self.nova.root):
+            return []
+        return [entry['path'] for entry in self.manifest['files']
+                if os.path.isabs(entry['path'])]
+
+    def _entries(self):
+        elsewhere = self.left_elsewhere
+        return [entry for entry in (self.manifest or {'files': ()})['files']
+                if entry['path'] not in elsewhere]
 
     def _path(self, entry):
         # An absolute path stays one.
         return self.nova.root / entry['path']
 
-    @property
-    def is_replaced(self):
-        """Whether another release was installed over the patched one."""
-        return (self.is_applied and
-                self.manifest['release'] != self.nova.release and
-                not any(entry['before'] and self._is_ours(entry)
-                        for entry in self.manifest['files']))
-
-    def _is_ours(self, entry):
+    def _digest(self, entry):
         content = _read(self._path(entry))
-        return content is not None and _sha256(content) == entry['after']
+        return None if content is None else _sha256(content)
 
     def owns(self, path):
         """Whether a file is one that the patch made, as it made it."""
-        return any(entry['before'] is None and self._path(entry) == path and
-                   self._is_ours(entry)
-                   for entry in (self.manifest or {'files': ()})['files'])
+        return any(self._path(entry) == path and entry['before'] is None and
+                   self._digest(entry) == entry['after']
+                   for entry in self._entries())
 
     def changed_since(self):
         """Paths of the files that are neither pristine nor as patched."""
         changed = []
-        for entry in self.manifest['files'] if self.manifest else ():
-            content = _read(self._path(entry))
-            digest = None if content is None else _sha256(content)
-            allowed = {entry['after']}
-            if self.is_interrupted or entry['before'] is None:
-                allowed.add(entry['before'])
-            if digest not in allowed:
+        for entry in self._entries():
+            allowed = [entry['after']]
+            if self.is_interrupted:
+                allowed.append(entry['before'])
+            if self._digest(entry) not in allowed:
                 changed.append(self._path(entry))
         return changed
 
     def read(self, path):
-        """Pristine content of a path of Nova's source tree."""
-        for entry in self.manifest['files'] if self.manifest else ():
+        """Pristine content of a path of Nova's source tree, or None."""
+        for entry in self._entries():
             if entry['path'] == path:
                 return entry['before'] and self._pristine(entry)
         return self.nova.read(path)
@@ -176,49 +197,52 @@ class Record:
             root of the Nova, or absolute
         :param version: version of the patch
         :param fingerprint: fingerprint of the patch
+        :raises GraftError: a file is a symbolic link
         """
-        root = self.nova.root
-        files, directories = [], []
-        for change in changes:
-            path = root / change.path
-            if path.is_symlink():
-                raise GraftError(f'{path} is a symbolic link; only a Nova '
-                                 'of regular files can be patched.')
-            entry = {'path': str(change.path), 'before': None,
-                     'after': _sha256(change.after), 'mode': change.mode}
-            if change.before is not None:
-                stat = path.stat()
-                entry.update(before=_sha256(change.before),
-                             mode=stat.st_mode & 0o7777,
-                             mtime_ns=stat.st_mtime_ns)
-            files.append(entry)
-            for parent in reversed(path.parents):
-                if not parent.exists() and str(parent) not in directories:
-                    directories.append(str(parent))
         self.manifest = {
-            'state': APPLYING, 'version': version,
-            'fingerprint': fingerprint, 'release': self.nova.release,
-            'files': files,
-            'directories': [os.path.relpath(path, root)
-                            if path.startswith(f'{root}/') else path
-                            for path in directories]}
+            'version': version, 'fingerprint': fingerprint,
+            'release': self.nova.release, 'root': str(self.nova.root),
+            'files': [self._entry(change) for change in changes],
+            'directories': self._missing_directories(changes)}
         try:
             self._keep(changes)
-            for directory in directories:
-                os.mkdir(directory)
-                shutil.copymode(self.nova.package, directory)
-            for change, entry in zip(changes, files):
-                path = root / change.path
+            for name in self.manifest['directories']:
+                (self.nova.root / name).mkdir()
+                shutil.copymode(self.nova.package, self.nova.root / name)
+            for change, entry in zip(changes, self.manifest['files']):
+                path = self._path(entry)
                 _write(_temporary(path), change.after, entry['mode'],
                        path if entry['before'] else path.parent)
-            for entry in files:
+            for entry in self.manifest['files']:
                 os.replace(_temporary(self._path(entry)), self._path(entry))
-            for parent in {self._path(entry).parent for entry in files}:
-                _sync(parent)
+            for directory in {self._path(entry).parent
+                              for entry in self.manifest['files']}:
+                _sync(directory)
             self._save(APPLIED)
         except BaseException:
             self.roll_back()
             raise
+
+    def _entry(self, change):
+        path = self.nova.root / change.path
+        if path.is_symlink():
+            raise GraftError(f'{path} is a symbolic link; only a Nova of '
+                             'regular files can be patched.')
+        entry = {'path': change.path, 'before': None,
+                 'after': _sha256(change.after), 'mode': change.mode}
+        if change.before is not None:
+            stat = path.stat()
+            entry.update(before=_sha256(change.before),
+                         mode=stat.st_mode & 0o7777,
+                         mtime_ns=stat.st_mtime_ns)
+        return entry
+
+    def _missing_directories(self, changes):
+        """The directories to make, outer ones first."""
+        missing = {parent for change in changes
+                   for parent in pathlib.PurePath(change.path).parents
+                   if not (self.nova.root / parent).exists()}
+        return sorted(map(str, missing))
 
     def _keep(self, changes):
         """Make the pristine copies and the manifest."""
@@ -242,27 +266,27 @@ class Record:
         _sync(self.directory)
 
     def revert(self):
-        """Take the changes back.
-
-        :raises GraftError: somebody changed a file since
-        """
-        if self.manifest:
-            self._save(REVERTING)
+        """Take an applied patch back."""
+        self._save(REVERTING)
         self.roll_back()
 
     def roll_back(self):
-        """Bring back the pristine Nova from whatever state it is in."""
+        """Bring back the pristine Nova from whatever state it is in.
+
+        A Nova that was installed over the patched one stays as it is, and
+        so does a new file that somebody changed.
+        """
         self.load()
         replaced = self.is_replaced
-        for entry in self.manifest['files'] if self.manifest else ():
+        for entry in self._entries():
             path = self._path(entry)
             _temporary(path).unlink(missing_ok=True)
             if entry['before'] is None:
-                if self._is_ours(entry):
+                if self._digest(entry) == entry['after']:
                     path.unlink()
-                self._drop_bytecode(path)
-            elif not replaced:
+            elif not replaced and self._digest(entry) != entry['before']:
                 self._restore(entry)
+            _drop_stale_bytecode(path)
         for name in reversed(self.manifest['directories']
                              if self.manifest else ()):
             directory = self.nova.root / name
@@ -276,22 +300,27 @@ class Record:
 
     def _restore(self, entry):
         path = self._path(entry)
-        if _sha256(_read(path) or b'') != entry['before']:
-            _write(_temporary(path), self._pristine(entry), entry['mode'],
-                   path)
-            os.utime(_temporary(path),
-                     ns=(entry['mtime_ns'], entry['mtime_ns']))
-            os.replace(_temporary(path), path)
-            _sync(path.parent)
-        self._drop_bytecode(path)
+        temporary = _temporary(path)
+        _write(temporary, self._pristine(entry), entry['mode'],
+               path if path.exists() else path.parent)
+        os.utime(temporary, ns=(entry['mtime_ns'], entry['mtime_ns']))
+        os.replace(temporary, path)
+        _sync(path.parent)
 
-    @staticmethod
-    def _drop_bytecode(path):
-        """Remove what Python compiled from another content of a file."""
-        for compiled in (path.parent / '__pycache__').glob(
-                f'{path.stem}.*.pyc'):
-            if path.suffix == '.py':
-                compiled.unlink()
+
+def _drop_stale_bytecode(path):
+    """Remove what Python compiled from other content of a source file."""
+    if path.suffix != '.py':
+        return
+    fresh = None
+    if path.exists():
+        stat = path.stat()
+        # What a .pyc begins with, after the number of Python's version.
+        fresh = struct.pack('<III', 0, int(stat.st_mtime) & 0xffffffff,
+                            stat.st_size & 0xffffffff)
+    for compiled in (path.parent / '__pycache__').glob(f'{path.stem}.*.pyc'):
+        if compiled.read_bytes()[4:16] != fresh:
+            compiled.unlink()
 
 
 def installation_record_change(nova, changes):

@@ -12,12 +12,11 @@
 
 """Where a Nova is, which one it is, and what it holds."""
 
-import configparser
 import csv
 import email
 import glob
 import importlib.metadata
-import importlib.machinery
+import importlib.util
 import os
 import pathlib
 import re
@@ -44,10 +43,9 @@ def find(directory=None):
     :raises GraftError: there is none, or more than one
     """
     if directory is None:
-        # Not find_spec(): another finder could answer with what is not a
-        # directory. A directory without __init__.py, like this project's
-        # own nova/, has no origin.
-        spec = importlib.machinery.PathFinder.find_spec('nova')
+        spec = importlib.util.find_spec('nova')
+        # A directory without __init__.py, like this project's own nova/,
+        # has no origin.
         if spec is None or not spec.origin:
             raise GraftError(
                 f'{sys.executable} has no Nova to import. Say where Nova is '
@@ -85,8 +83,10 @@ class Nova:
     def __init__(self, package):
         self.package = package
         self.root = package.parent
-        self.is_source = any((self.root / name).exists() for name in
-                             ('setup.cfg', 'pyproject.toml', 'etc/nova'))
+        # "pip install --target" makes an etc/nova too.
+        self.is_source = not self._find_record() and any(
+            (self.root / name).exists() for name in
+            ('setup.cfg', 'pyproject.toml', 'etc/nova'))
         self.release = self._find_release()
 
     def _find_release(self):
@@ -97,7 +97,17 @@ class Nova:
             with open(self.root / 'PKG-INFO') as stream:
                 return email.message_from_file(stream)['Version']
         except FileNotFoundError:
-            return 'unknown'
+            pass
+        if (self.root / '.git').exists():
+            done = subprocess.run(
+                ['git', '-C', str(self.root), 'describe', '--tags'],
+                capture_output=True, text=True)
+            if done.returncode == 0:
+                return done.stdout.strip()
+        return 'unknown'
+
+    def _find_record(self):
+        return next(self.root.glob('nova-*.dist-info/RECORD'), None)
 
     def read(self, path):
         """Content of a path of Nova's source tree, None when absent.
@@ -115,9 +125,7 @@ class Nova:
     @property
     def installation_record(self):
         """Path of the list of installed files, None when there is none."""
-        if self.is_source:
-            return None
-        return next(self.root.glob('nova-*.dist-info/RECORD'), None)
+        return None if self.is_source else self._find_record()
 
     def find_rootwrap_configuration(self):
         """Path of the rootwrap.conf that came with this Nova, or None."""
@@ -130,24 +138,6 @@ class Nova:
         if self.root.is_relative_to('/usr'):
             candidates.append(pathlib.Path('/etc/nova/rootwrap.conf'))
         return next(filter(pathlib.Path.exists, candidates), None)
-
-
-def filters_directories(configuration):
-    """The directories that a rootwrap.conf names for filters.
-
-    :param configuration: path of the file
-    :raises GraftError: it cannot be read or names none
-    """
-    parser = configparser.RawConfigParser()
-    try:
-        with open(configuration) as stream:
-            parser.read_file(stream)
-        value = parser.get('DEFAULT', 'filters_path')
-    except (OSError, configparser.Error) as error:
-        raise GraftError(f'{configuration}: {error}. Name the rootwrap.conf '
-                         'that Nova uses with --rootwrap-conf.')
-    return [pathlib.Path(part.strip()) for part in value.split(',')
-            if part.strip()]
 
 
 class Wheel:
@@ -195,7 +185,7 @@ def download(release):
             found = os.listdir(directory)
             if found != [name]:
                 raise GraftError(f'pip brought {found} for nova=={release}, '
-                                 f'not {name}.')
+                                 f'not {name}. Name the release in full.')
             os.replace(os.path.join(directory, name), cache / name)
     return Wheel(cache / name, release)
 

@@ -97,13 +97,13 @@ class Hunk:
 
     def indented(self, column, as_arm=False):
         """The body's lines, moved to another column."""
-        shift = column - self.column
         lines = []
         for index, line in enumerate(self.body):
             if as_arm and index == self.arm:
                 line = line.replace('if', 'elif', 1)
             if index not in self.fixed and line.strip():
-                line = ' ' * shift + line if shift > 0 else line[-shift:]
+                indent = max(0, _column(line) + column - self.column)
+                line = ' ' * indent + line.lstrip()
             lines.append(line)
         return lines
 
@@ -188,6 +188,25 @@ def _statements(node, into_definitions):
                 yield from _statements(statement, into_definitions)
 
 
+def _parse(text, path):
+    try:
+        return ast.parse(text)
+    except SyntaxError as error:
+        raise Misfit([f'{path}:{error.lineno}: {error.msg}'])
+
+
+def is_fragment(text, path):
+    """Whether a file of the patch is a fragment and not a new file.
+
+    :param text: source of the file
+    :param path: its path, for messages
+    :raises Misfit: it is not valid Python
+    """
+    return any(isinstance(node, ast.ImportFrom) and
+               node.module == vocabulary.__name__
+               for node in _parse(text, path).body)
+
+
 class Fragment:
     """A parsed fragment."""
 
@@ -206,20 +225,7 @@ class Fragment:
         self.own_names = []
         self._verbs = {}
         self._inside_string, self._header_ends = self._read_tokens(text)
-        try:
-            self._read(ast.parse(text).body, ())
-        except SyntaxError as error:
-            self._refuse(error.lineno, error.msg)
-
-    @staticmethod
-    def is_fragment(text):
-        """Whether the text takes anything from graft.fragment."""
-        try:
-            tree = ast.parse(text)
-        except SyntaxError:
-            return False
-        return any(isinstance(node, ast.ImportFrom) and
-                   node.module == vocabulary.__name__ for node in tree.body)
+        self._read(_parse(text, path).body, ())
 
     def _refuse(self, line, message):
         raise Misfit([f'{self.path}:{line}: {message}'])
@@ -428,8 +434,9 @@ class _Weaving:
     def _find(self, hunk):
         scopes = self.target.scopes(hunk.scope)
         if not scopes:
-            return self._misfit(hunk.line, f'{hunk}: {self.fragment.path} '
-                                f'has no {".".join(hunk.scope)}')
+            return self._misfit(
+                hunk.line, f'{hunk}: {self.fragment.path} has no '
+                f'{".".join(hunk.scope)} at its top level')
         lines, found = [], []
         for scope in scopes:
             for texts, place in self.target.places(scope):
