@@ -20,8 +20,8 @@ import graft
 from graft import patch
 from graft import record
 from graft import rootwrap
+from graft import source
 from graft import tree
-from graft import weave
 
 DESCRIPTION = """
 Gives OpenStack Nova a Sheepdog image backend: weaves the patch into a
@@ -38,7 +38,7 @@ def main(argv=None):
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
-    except weave.Misfit as misfit:
+    except source.Misfit as misfit:
         _complain('The patch does not fit; nothing was changed.\n  ' +
                   '\n  '.join(misfit.problems) +
                   '\nTake a Nova of a supported release that nobody else '
@@ -70,10 +70,9 @@ def _parser():
                         version=f'%(prog)s {graft.__version__}')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
-    def add(run, summary, release=False):
-        name = run.__name__[1:]
-        command = commands.add_parser(name, help=summary,
-                                      description=run.__doc__)
+    def add(run, summary, more='', release=False):
+        command = commands.add_parser(
+            run.__name__[1:], help=summary, description=f'{summary}. {more}')
         command.set_defaults(run=run)
         places = command.add_mutually_exclusive_group()
         places.add_argument(
@@ -87,15 +86,24 @@ def _parser():
                 '34.0.0, from PyPI instead; it is downloaded once')
         return command
 
-    add(_apply, 'patch a Nova').add_argument(
+    add(_apply, 'Patch a Nova, all of it or nothing',
+        'What another version of nova-sheepdog or an interrupted run did to '
+        'it is taken back first.').add_argument(
         '--rootwrap-conf', metavar='FILE',
         help='the rootwrap.conf that this Nova uses (default: the one that '
         'was installed with it); the filters go into the first directory of '
         'its filters_path that is there and belongs to root')
-    add(_revert, 'take the patch back')
-    add(_status, 'say which Nova it is and whether it is patched')
-    add(_diff, 'print the patch as a unified diff', release=True)
-    add(_check, 'say whether the patch fits', release=True)
+    add(_revert, 'Take the patch back',
+        'Every file of Nova becomes what it was, byte for byte, and every '
+        'file that the patch brought is removed.')
+    add(_status, 'Say which Nova it is and whether it is patched',
+        'Exit status: 0 when it is patched and whole, else 1.')
+    add(_diff, 'Print the patch as a unified diff',
+        'It is for "patch -p1" and "git apply" in the source tree of a '
+        'pristine Nova. A patched Nova counts as what it was before.',
+        release=True)
+    add(_check, 'Say whether the patch fits, and what does not',
+        'Exit status: 0 when it fits, else 1.', release=True)
     return parser
 
 
@@ -104,8 +112,6 @@ def _name(nova):
 
 
 def _apply(arguments):
-    """Patch a Nova, all of it or nothing. What another version of
-    nova-sheepdog or an interrupted run did to it is taken back first."""
     nova = tree.find(arguments.nova)
     done = record.Record(nova)
     the_patch = patch.Patch()
@@ -161,8 +167,6 @@ def _refuse_changed(done):
 
 
 def _revert(arguments):
-    """Take the patch back: every file of Nova becomes what it was, byte for
-    byte, and every file that the patch brought is removed."""
     nova = tree.find(arguments.nova)
     done = record.Record(nova)
     with done.locked():
@@ -172,15 +176,14 @@ def _revert(arguments):
         if done.is_applied:
             done.revert()
             print(f'Took the patch back from {_name(nova)}.')
-        print(f'{_name(nova)} is not patched.')
+        else:
+            print(f'{_name(nova)} is not patched.')
         for path in elsewhere:
             print(f'This Nova was patched in another place; left {path} '
                   'there.')
 
 
 def _status(arguments):
-    """Say which Nova it is, its release, and whether it is patched and by
-    which version. Exit status: 0 when it is patched and whole, else 1."""
     nova = tree.find(arguments.nova)
     done = record.Record(nova)
     print(f'Nova {nova.release} in {nova.package}')
@@ -217,8 +220,6 @@ def _pristine(arguments):
 
 
 def _diff(arguments):
-    """Print the patch as a unified diff against a pristine Nova, for
-    "patch -p1" and "git apply" in its source tree."""
     read, release = _pristine(arguments)
     # In UTF-8, as the files are, in every locale.
     sys.stdout.buffer.write(
@@ -227,8 +228,6 @@ def _diff(arguments):
 
 
 def _check(arguments):
-    """Say whether the patch fits, and what does not. Exit status: 0 when it
-    fits, else 1."""
     read, release = _pristine(arguments)
     changes = patch.Patch().changes(read, release)
     print(f'The patch fits Nova {release}: {len(changes)} files.')

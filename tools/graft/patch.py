@@ -20,6 +20,7 @@ import pathlib
 import typing as ty
 
 import graft
+from graft import source
 from graft import weave
 
 ROOTWRAP_DIRECTORY = 'etc/nova/rootwrap.d/'
@@ -88,42 +89,39 @@ class Patch:
             Nova's source tree as bytes, None when there is no such file
         :param release: release of that Nova, for messages
         :returns: list of Change
-        :raises weave.Misfit: the patch does not fit; it has all problems
+        :raises source.Misfit: the patch does not fit; it has all problems
         """
         changes, problems = [], []
         for name, path in self.files.items():
-            before, after = read(name), path.read_bytes()
+            before = read(name)
             try:
-                text = after.decode()
-                if name.endswith('.py'):
-                    is_fragment = weave.is_fragment(text, name)
-                else:
-                    is_fragment = False
-                if is_fragment:
-                    after = self._woven(name, before, text, release)
-                elif before not in (None, after):
-                    raise weave.Misfit([
-                        f'{name}: Nova {release} has a file of this name, '
-                        'and the patch brings another one'])
-            except UnicodeDecodeError as error:
-                problems.append(f'{name}: a file of the patch is text in '
-                                f'UTF-8: {error}')
-                continue
-            except weave.Misfit as misfit:
+                after = self._after(name, before, release)
+            except source.Misfit as misfit:
                 problems += misfit.problems
                 continue
             if before != after:
                 mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
                 changes.append(Change(name, before, after, mode))
         if problems:
-            raise weave.Misfit(problems)
+            raise source.Misfit(problems)
         return changes
 
-    @staticmethod
-    def _woven(name, before, fragment, release):
-        if before is None:
-            raise weave.Misfit([f'{name}: Nova {release} has no such file'])
-        return weave.weave(fragment, before.decode(), name, release).encode()
+    def _after(self, name, before, release):
+        after = self.files[name].read_bytes()
+        try:
+            text = after.decode()
+        except UnicodeDecodeError as error:
+            raise source.Misfit([f'{name}: not a text in UTF-8: {error}'])
+        if name.endswith('.py') and source.is_fragment(text, name):
+            if before is None:
+                raise source.Misfit([f'{name}: Nova {release} has no such '
+                                     'file'])
+            return weave.weave(text, before.decode(), name, release).encode()
+        if before not in (None, after):
+            raise source.Misfit([
+                f'{name}: Nova {release} has a file of this name, and the '
+                'patch brings another one'])
+        return after
 
 
 def diff(changes):
