@@ -162,46 +162,61 @@ class _Weaving:
                          if other.bound == entry.bound]
             if entry in same_name:
                 continue
-            if entry.bound in names and not (
-                    same_name and entry.name is None and
-                    all(other.name is None for other in same_name)):
+            # "import nova.conf" and "import nova.utils" go together.
+            if entry.bound in names and not (same_name and all(
+                    other.name is None and other.alias is None
+                    for other in (entry, *same_name))):
                 self._misfit(line, f'"{entry}": {self.fragment.path} has '
                              f'another {entry.bound}')
             wanted.setdefault(entry.group, {})[entry] = line
-        # A name of the standard library among the third-party ones does not
-        # make a group: the group is the longest run.
+        groups = self._import_groups(present)
+        for group, entries in sorted(wanted.items()):
+            self._add_group(group, entries, groups)
+
+    def _import_groups(self, present):
+        """The blocks of imports by their group.
+
+        A block stands between blank lines; it is of the group that most of
+        it is of, and the largest block of a group stands for the group.
+        """
         top = [(node, entry) for node, entry in present
                if node in self.target.tree.body]
-        runs = {}
-        for group, run in itertools.groupby(top, lambda pair: pair[1].group):
-            runs[group] = max(runs.get(group, []), list(run), key=len)
-        for group, entries in wanted.items():
-            self._add_group(group, entries, runs)
+        blocks = {}
+        for node, entry in top:
+            above = self.target.lines[:node.lineno - 1]
+            number = sum(1 for line in above if not line.strip())
+            blocks.setdefault(number, []).append((node, entry))
+        groups = {}
+        for block in blocks.values():
+            members = [entry.group for _, entry in block]
+            group = max(members, key=lambda one: (members.count(one), one))
+            groups[group] = max(block, groups.get(group, []), key=len)
+        return groups
 
-    def _add_group(self, group, entries, runs):
+    def _add_group(self, group, entries, groups):
         entries = dict(sorted(entries.items(), key=lambda pair: pair[0].key))
-        run = runs.get(group)
-        if run:
+        block = groups.get(group)
+        if block:
             for entry, line in entries.items():
                 above = list(itertools.takewhile(
-                    lambda pair: pair[1].key < entry.key, run))
+                    lambda pair: pair[1].key < entry.key, block))
                 if above:
                     at = above[-1][0].end_lineno
                 else:
                     at = source.start_of_comment(
-                        self.target.lines, run[0][0].lineno - 1, 0)
+                        self.target.lines, block[0][0].lineno - 1, 0)
                 self._edit(self.offsets[at], self.offsets[at], f'{entry}\n',
                            line)
             return
         text = ''.join(f'{entry}\n' for entry in entries)
         line = min(entries.values())
-        earlier = [runs[other] for other in runs if other < group]
-        later = [runs[other] for other in runs if other > group]
+        earlier = [groups[other] for other in groups if other < group]
+        later = [groups[other] for other in groups if other > group]
         if earlier:
-            at = max(run[-1][0].end_lineno for run in earlier)
+            at = max(block[-1][0].end_lineno for block in earlier)
             text = '\n' + text
         elif later:
-            first = min(run[0][0].lineno for run in later)
+            first = min(block[0][0].lineno for block in later)
             at = source.start_of_comment(self.target.lines, first - 1, 0)
             text += '\n'
         else:
