@@ -145,6 +145,7 @@ class Sheepdog(Image):
                 {'vdi': self.vdi, 'size': size // units.Gi})
 
     def import_file(self, instance, local_file, remote_name):
+        libvirt_utils.delete_sheepdog_vdi(self.vdi)
         self._import(local_file, disk.get_disk_size(local_file))
 
     def _import(self, path, size):
@@ -159,7 +160,6 @@ class Sheepdog(Image):
                                into_scratch=True)
             libvirt_utils.snapshot_sheepdog_vdi(self.scratch,
                                                 self.SNAPSHOT_TAG)
-            libvirt_utils.delete_sheepdog_vdi(self.vdi)
             libvirt_utils.clone_sheepdog_vdi(self.scratch, self.SNAPSHOT_TAG,
                                              self.vdi)
 

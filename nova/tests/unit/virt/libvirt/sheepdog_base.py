@@ -1,0 +1,65 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What the tests of the Sheepdog backend share."""
+
+import os
+from unittest import mock
+
+import fixtures
+
+from nova.tests.fixtures import sheepdog as sheepdog_fixture
+from nova.tests.fixtures import tgtd as tgtd_fixture
+
+
+class SheepdogTestMixin:
+    """Runs the real helpers against the simulator of a Sheepdog cluster.
+
+    Root runs ``dog`` and ``tgtadm`` itself here, as oslo.concurrency does it
+    for him; what rootwrap allows is a functional test's concern.
+    """
+
+    def start_sheepdog(self, **kwargs):
+        self.sheepdog = self.useFixture(
+            sheepdog_fixture.SheepdogFixture(**kwargs))
+        self.useFixture(fixtures.EnvironmentVariable(
+            'PATH', os.path.dirname(self.sheepdog.dog) + os.pathsep +
+            os.environ['PATH']))
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.utils.get_root_helper', lambda: 'env'))
+        self.flags(images_type='sheepdog',
+                   images_sheepdog_host=self.sheepdog.host,
+                   images_sheepdog_port=self.sheepdog.port,
+                   images_sheepdog_transport='iscsi',
+                   images_sheepdog_timeout=20, group='libvirt')
+
+    def start_tgtd(self):
+        self.tgtd = self.useFixture(tgtd_fixture.TgtdFixture())
+        self.flags(images_sheepdog_portal=self.tgtd.portal, group='libvirt')
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.virt.libvirt.storage.tgt.CONTROL_SOCKET',
+            self.tgtd.control_socket))
+
+    def dog(self, *arguments):
+        """Run dog and expect that it succeeds.
+
+        :param arguments: all but the gateway's address
+        :returns: its standard output, bytes
+        """
+        status, out, err = self.sheepdog.run(*arguments)
+        self.assertEqual((0, b''), (status, err))
+        return out
+
+    def patch_object(self, target, attribute, **kwargs):
+        patcher = mock.patch.object(target, attribute, **kwargs)
+        self.addCleanup(patcher.stop)
+        return patcher.start()

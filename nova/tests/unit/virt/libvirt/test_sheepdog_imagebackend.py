@@ -1,0 +1,493 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import os
+import shutil
+import subprocess
+from unittest import mock
+
+import ddt
+import fixtures
+from oslo_utils import units
+from oslo_utils import uuidutils
+
+import nova.conf
+from nova import exception
+from nova import objects
+from nova import test
+from nova.tests.unit.virt.libvirt import sheepdog_base
+from nova.tests.unit.virt.libvirt import test_imagebackend
+from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt import imagebackend
+from nova.virt.libvirt.storage import tgt
+from nova.virt.libvirt import utils as libvirt_utils
+
+CONF = nova.conf.CONF
+
+
+class _SheepdogTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
+
+    DATA = b'boot sector' + bytes(6 * units.Mi) + b'the end'
+
+    def setUp(self):
+        super().setUp()
+        self.start_sheepdog()
+        self.start_tgtd()
+        self.flags(
+            instances_path=self.useFixture(fixtures.TempDir()).path)
+        self.instance = objects.Instance(
+            id=1, uuid=uuidutils.generate_uuid())
+        self.base = os.path.join(CONF.instances_path, 'base')
+        self.image = imagebackend.Sheepdog(self.instance, 'disk')
+
+    def _write_base(self, target=None):
+        with open(self.base, 'wb') as base:
+            for start in range(0, len(self.DATA), 4096):
+                piece = self.DATA[start:start + 4096]
+                if any(piece):
+                    base.seek(start)
+                    base.write(piece)
+            base.truncate(8 * units.Mi)
+
+    def _names(self):
+        """Names of all VDIs and snapshots."""
+        return {line.split()[1].decode() for line in
+                self.dog('vdi', 'list', '-r').splitlines()}
+
+    def _read(self, vdi, length):
+        return self.dog('vdi', 'read', vdi, '0', str(length))
+
+
+@ddt.ddt
+class SheepdogImageTestCase(_SheepdogTestCase):
+
+    def test_create_image(self):
+        self.image.create_image(self._write_base, self.base, 16 * units.Mi)
+        self.assertEqual({self.image.vdi}, self._names())
+        self.assertTrue(self.image.exists())
+        self.assertEqual(self.DATA.ljust(16 * units.Mi, b'\0'),
+                         self._read(self.image.vdi, 16 * units.Mi))
+        self.assertEqual({}, tgt._get_targets())
+
+    def test_import_writes_no_more_than_the_data(self):
+        self._write_base()
+        self.sheepdog.reset_stats()
+        self.image.create_image(self._write_base, self.base, units.Gi)
+        # two pieces of 4 KiB hold data
+        self.assertEqual(
+            2 * 4096, self.sheepdog.stats()['bytes_written'])
+
+    def test_create_image_of_the_size_of_the_image(self):
+        self.image.create_image(self._write_base, self.base, None)
+        self.assertEqual(
+            str(8 * units.Mi).encode(),
+            self.dog('vdi', 'list', '-r', self.image.vdi).split()[3])
+
+    def test_create_image_that_exists(self):
+        self.image.create_image(self._write_base, self.base, 8 * units.Mi)
+        os.unlink(self.base)
+        fetch = mock.Mock()
+        self.image.create_image(fetch, self.base, 16 * units.Mi)
+        fetch.assert_not_called()
+        self.assertEqual(
+            str(16 * units.Mi).encode(),
+            self.dog('vdi', 'list', '-r', self.image.vdi).split()[3])
+
+    def test_create_image_larger_than_the_disk(self):
+        self.assertRaises(
+            exception.FlavorDiskSmallerThanImage, self.image.create_image,
+            self._write_base, self.base, 4 * units.Mi)
+        self.assertEqual(set(), self._names())
+
+    def test_create_image_of_more_than_a_vdi_can_hold(self):
+        fetch = mock.Mock()
+        self.assertRaisesRegex(
+            exception.InvalidDiskInfo, '4097 GiB', self.image.create_image,
+            fetch, self.base, 4097 * units.Gi)
+        fetch.assert_not_called()
+
+    def test_resize_to_more_than_a_vdi_can_hold(self):
+        self.assertRaisesRegex(
+            exception.InvalidDiskInfo, 'smaller disk',
+            self.image.resize_image, 4097 * units.Gi)
+
+    def test_import_file_overrides(self):
+        self.image.create_image(self._write_base, self.base, None)
+        path = os.path.join(CONF.instances_path, 'disk.config')
+        with open(path, 'wb') as drive:
+            drive.write(b'config'.ljust(units.Mi, b'\0'))
+        self.image.import_file(self.instance, path, 'disk')
+        self.assertEqual({self.image.vdi}, self._names())
+        self.assertEqual(b'config', self._read(self.image.vdi, 6))
+
+    def test_failed_copy_leaves_nothing(self):
+        with mock.patch.object(
+                libvirt_utils, 'copy_with_qemu_img',
+                side_effect=exception.SheepdogError(
+                    gateway='', command='', reason='full')):
+            self.assertRaises(
+                exception.SheepdogError, self.image.create_image,
+                self._write_base, self.base, None)
+        self.assertEqual(set(), self._names())
+        self.assertEqual({}, tgt._get_targets())
+
+    @ddt.data('snapshot', 'clone')
+    def test_failed_step_leaves_nothing(self, step):
+        with mock.patch.object(
+                libvirt_utils, step + '_sheepdog_vdi',
+                side_effect=exception.SheepdogError(
+                    gateway='', command='', reason='full')):
+            self.assertRaises(
+                exception.SheepdogError, self.image.create_image,
+                self._write_base, self.base, None)
+        self.assertEqual(set(), self._names())
+
+    def test_import_after_one_that_was_killed(self):
+        scratch = '%s_scratch' % self.instance.uuid
+        libvirt_utils.create_sheepdog_vdi(scratch, units.Mi)
+        libvirt_utils.snapshot_sheepdog_vdi(scratch, 'nova-snapshot')
+        self.image.create_image(self._write_base, self.base, None)
+        self.assertEqual({self.image.vdi}, self._names())
+        self.assertEqual(self.DATA,
+                         self._read(self.image.vdi, len(self.DATA)))
+
+    def test_cleanup_that_fails_too_does_not_hide_the_reason(self):
+        def fail(*args, **kwargs):
+            self.sheepdog.kill()
+            raise ZeroDivisionError()
+
+        with mock.patch.object(
+                libvirt_utils, 'snapshot_sheepdog_vdi', side_effect=fail):
+            self.assertRaises(
+                ZeroDivisionError, self.image.create_image,
+                self._write_base, self.base, None)
+
+    @ddt.data('raw', 'qcow2')
+    def test_snapshot_extract(self, out_format):
+        self.image.create_image(self._write_base, self.base, 64 * units.Mi)
+        # as a crash would leave it
+        libvirt_utils.snapshot_sheepdog_vdi(self.image.vdi, 'nova-snapshot')
+        target = os.path.join(CONF.instances_path, 'target')
+        self.image.snapshot_extract(target, out_format)
+        self.assertEqual(
+            1, len(self.dog('vdi', 'list', '-r').splitlines()))
+        self.assertEqual({}, tgt._get_targets())
+        raw = os.path.join(CONF.instances_path, 'raw')
+        subprocess.run(['qemu-img', 'convert', '-f', out_format, '-O', 'raw',
+                        target, raw], check=True)
+        with open(raw, 'rb') as copy:
+            self.assertEqual(self.DATA.ljust(64 * units.Mi, b'\0'),
+                             copy.read())
+        self.assertLess(os.stat(target).st_blocks * 512, units.Mi)
+
+    def test_failed_snapshot_extract_leaves_the_disk_alone(self):
+        self.image.create_image(self._write_base, self.base, None)
+        self.assertRaises(
+            exception.SheepdogError, self.image.snapshot_extract,
+            os.path.join(CONF.instances_path, 'no/such/target'), 'raw')
+        self.assertEqual(
+            1, len(self.dog('vdi', 'list', '-r').splitlines()))
+        self.assertTrue(self.image.exists())
+
+    def test_delete_disks(self):
+        other = objects.Instance(id=2, uuid=uuidutils.generate_uuid())
+        for instance in self.instance, other:
+            for name in 'disk', 'disk.swap', 'scratch':
+                vdi = '%s_%s' % (instance.uuid, name)
+                libvirt_utils.create_sheepdog_vdi(vdi, units.Mi)
+                if name != 'disk.swap':
+                    libvirt_utils.snapshot_sheepdog_vdi(vdi, 'nova-snapshot')
+        imagebackend.Sheepdog.delete_disks(
+            self.instance, ['disk', 'disk.local', 'disk.swap'])
+        self.assertEqual({'%s_%s' % (other.uuid, name) for name in (
+            'disk', 'disk.swap', 'scratch')}, self._names())
+
+    def test_delete_disks_that_stay(self):
+        self.image.create_image(self._write_base, self.base, None)
+        with mock.patch.object(
+                libvirt_utils, 'sheepdog_vdi_exists', return_value=True):
+            self.assertRaisesRegex(
+                exception.SheepdogError, 'delete the server again',
+                imagebackend.Sheepdog.delete_disks, self.instance, ['disk'])
+
+    def test_export_and_unexport_disks(self):
+        self.image.create_image(self._write_base, self.base, None)
+        guest = vconfig.LibvirtConfigGuest()
+        guest.virt_type = 'kvm'
+        self.image.disk_info_mapping = {
+            'bus': 'virtio', 'dev': 'vda', 'type': 'disk'}
+        guest.add_device(self.image.libvirt_info('none', {}))
+        volume = vconfig.LibvirtConfigGuestDisk()
+        volume.source_type = 'network'
+        volume.source_protocol = 'iscsi'
+        volume.source_name = 'iqn.2010-10.org.openstack:volume-1/1'
+        volume.target_dev = 'vdb'
+        volume.target_bus = 'virtio'
+        guest.add_device(volume)
+        imagebackend.Sheepdog.export_disks(guest.to_xml())
+        self.assertEqual(
+            ['iqn.2014-06.org.openstack.nova:%s.disk' % self.instance.uuid],
+            list(tgt._get_targets()))
+        imagebackend.Sheepdog.unexport_disks(self.instance)
+        self.assertEqual({}, tgt._get_targets())
+
+    def test_keep_exports(self):
+        self.image.create_image(self._write_base, self.base, None)
+        self.image.disk_info_mapping = {
+            'bus': 'virtio', 'dev': 'vda', 'type': 'disk'}
+        guest = vconfig.LibvirtConfigGuest()
+        guest.add_device(self.image.libvirt_info('none', {}))
+        host = mock.Mock()
+        running = mock.Mock()
+        running.get_config.return_value = guest
+        host.list_guests.return_value = [running]
+        timer = self.patch_object(
+            imagebackend.loopingcall, 'FixedIntervalLoopingCall')
+        self.patch_object(imagebackend.Sheepdog, '_restore_timer', new=None)
+        imagebackend.Sheepdog.keep_exports(host)
+        restore = timer.call_args[0][0]
+        restore()
+        self.assertEqual(1, len(tgt._get_targets()))
+        # not asked for again as long as tgtd runs
+        restore()
+        self.assertEqual(1, host.list_guests.call_count)
+        self.tgtd.stop()
+        restore()
+        self.tgtd.start()
+        self.sheepdog.kill()
+        restore()
+        self.sheepdog.start()
+        restore()
+        self.assertEqual(1, len(tgt._get_targets()))
+
+    def test_libvirt_info_iscsi(self):
+        self.flags(hw_disk_discard='unmap', group='libvirt')
+        image = imagebackend.Sheepdog(
+            self.instance, 'disk',
+            disk_info_mapping={'bus': 'virtio', 'dev': 'vda',
+                               'type': 'disk'})
+        self.assertXmlEqual("""
+            <disk type="network" device="disk">
+              <driver name="qemu" type="raw" cache="none"/>
+              <source protocol="iscsi"
+                  name="iqn.2014-06.org.openstack.nova:%s.disk/1">
+                <host name="127.0.0.1" port="%s"/>
+              </source>
+              <target bus="virtio" dev="vda"/>
+              <iotune>
+                <total_iops_sec>100</total_iops_sec>
+              </iotune>
+              <boot order="1"/>
+            </disk>""" % (self.instance.uuid,
+                          self.tgtd.portal.partition(':')[2]),
+            image.libvirt_info('none', {'quota:disk_total_iops_sec': 100},
+                               boot_order='1').to_xml())
+
+    def test_libvirt_info_native(self):
+        self.flags(hw_disk_discard='unmap',
+                   images_sheepdog_transport='native', group='libvirt')
+        image = imagebackend.Sheepdog(
+            self.instance, 'disk',
+            disk_info_mapping={'bus': 'scsi', 'dev': 'sda', 'type': 'disk'})
+        self.assertXmlEqual("""
+            <disk type="network" device="disk">
+              <driver name="qemu" type="raw" cache="none" discard="unmap"/>
+              <source protocol="sheepdog" name="%s_disk">
+                <host name="127.0.0.1" port="%s"/>
+              </source>
+              <target bus="scsi" dev="sda"/>
+              <address type="drive" controller="0" unit="3"/>
+            </disk>""" % (self.instance.uuid, self.sheepdog.port),
+            image.libvirt_info('none', {}, disk_unit=3).to_xml())
+
+    def test_native_copies_without_tgtd(self):
+        self.tgtd.stop()
+        self.flags(images_sheepdog_transport='native', group='libvirt')
+        copy = self.patch_object(libvirt_utils, 'copy_with_qemu_img')
+        self.image.create_image(self._write_base, self.base, None)
+        self.assertEqual('sheepdog://127.0.0.1:%d/%s_scratch' % (
+            self.sheepdog.port, self.instance.uuid), copy.call_args[0][1])
+
+    def test_by_libvirt_path(self):
+        image = imagebackend.Backend(False).by_libvirt_path(
+            self.instance, 'sheepdog:0123_disk', image_type='sheepdog')
+        self.assertEqual('0123_disk', image.vdi)
+
+    def test_get_model(self):
+        self.assertRaisesRegex(exception.Invalid, 'inject_partition',
+                               self.image.get_model, None)
+
+    def test_shared_block_storage(self):
+        self.assertTrue(imagebackend.Sheepdog.is_shared_block_storage())
+        self.assertFalse(imagebackend.Sheepdog.is_file_in_instance_path())
+
+
+@ddt.ddt
+class SheepdogCheckHostTestCase(_SheepdogTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.flags(virt_type='qemu', group='libvirt')
+        self.flags(force_raw_images=True)
+        self.patch_object(imagebackend.Sheepdog, '_auto_transport',
+                          new='iscsi')
+        self._set_emulator(shutil.which('qemu-system-x86_64'))
+
+    def _set_emulator(self, path):
+        domain = mock.Mock(emulator=path)
+        self.host = mock.Mock()
+        capabilities = self.host.get_capabilities.return_value
+        capabilities.host.cpu.arch = 'x86_64'
+        capabilities.guests = [
+            mock.Mock(arch='x86_64', domains={'qemu': domain})]
+
+    def _install(self, name, script):
+        directory = self.useFixture(fixtures.TempDir()).path
+        path = os.path.join(directory, name)
+        with open(path, 'w') as program:
+            program.write('#!/bin/sh\n' + script)
+        os.chmod(path, 0o755)
+        self.useFixture(fixtures.EnvironmentVariable(
+            'PATH', directory + os.pathsep + os.environ['PATH']))
+        return path
+
+    def _assert_refused(self, *words):
+        error = self.assertRaises(
+            exception.InvalidConfiguration,
+            imagebackend.Sheepdog.check_host, self.host)
+        for word in words:
+            self.assertIn(word, str(error))
+
+    @ddt.data('auto', 'iscsi')
+    def test_iscsi(self, transport):
+        self.flags(images_sheepdog_transport=transport, group='libvirt')
+        imagebackend.Sheepdog.check_host(self.host)
+        self.assertEqual('iscsi', imagebackend.Sheepdog.get_transport())
+
+    def test_native_where_qemu_has_it(self):
+        # what QEMU before 6.1 says where nobody listens
+        script = 'echo "Failed to connect to 127.0.0.1:1" >&2; exit 1\n'
+        self._install('qemu-img', script)
+        self._set_emulator(self._install('qemu-system-x86_64', script))
+        self.flags(images_sheepdog_transport='auto', group='libvirt')
+        self.tgtd.stop()
+        imagebackend.Sheepdog.check_host(self.host)
+        self.assertEqual('native', imagebackend.Sheepdog.get_transport())
+
+    def test_native_with_a_qemu_that_lacks_it(self):
+        self.flags(images_sheepdog_transport='native', group='libvirt')
+        self._assert_refused('images_sheepdog_transport', 'before 6.1')
+
+    def test_native_with_a_qemu_img_that_lacks_it(self):
+        # the emulator runs in another container
+        self._set_emulator('/no/such/emulator')
+        self.flags(images_sheepdog_transport='native', group='libvirt')
+        self._assert_refused('qemu-img has no sheepdog driver')
+
+    def test_qemu_without_iscsi(self):
+        self._install(
+            'qemu-img', 'echo "Unknown driver \'iscsi\'" >&2; exit 1\n')
+        self._assert_refused('images_sheepdog_transport', 'qemu-block-extra')
+
+    def test_no_qemu_img(self):
+        directory = self.useFixture(fixtures.TempDir()).path
+        for program in 'env', 'timeout', 'dog', 'tgtadm':
+            os.symlink(shutil.which(program),
+                       os.path.join(directory, program))
+        self.useFixture(fixtures.EnvironmentVariable('PATH', directory))
+        self._assert_refused('qemu-img')
+
+    def test_no_tgtd(self):
+        self.tgtd.stop()
+        self._assert_refused('tgtd', 'tgtadm')
+
+    def test_no_tgtadm(self):
+        directory = self.useFixture(fixtures.TempDir()).path
+        for program in 'env', 'timeout', 'dog', 'qemu-img':
+            os.symlink(shutil.which(program),
+                       os.path.join(directory, program))
+        self.useFixture(fixtures.EnvironmentVariable('PATH', directory))
+        self._assert_refused('tgtadm', 'not installed')
+
+    def test_tgtd_without_sheepdog(self):
+        self._install('tgtadm', 'echo "Backing stores:"; echo " rdwr"\n')
+        self._assert_refused('backing store named sheepdog')
+
+    def test_other_portal(self):
+        self.flags(images_sheepdog_portal='127.0.0.1:1', group='libvirt')
+        self._assert_refused('images_sheepdog_portal = 127.0.0.1:1')
+
+    def test_no_cluster(self):
+        self.sheepdog.kill()
+        self._assert_refused('images_sheepdog_host', 'images_sheepdog_port')
+
+    @ddt.data(
+        ({'virt_type': 'lxc', 'group': 'libvirt'}, 'virt_type'),
+        ({'force_raw_images': False}, 'force_raw_images'),
+        ({'inject_partition': -1, 'group': 'libvirt'}, 'inject_partition'),
+        ({'enabled': True, 'group': 'ephemeral_storage_encryption'},
+         'ephemeral_storage_encryption'),
+        ({'images_sheepdog_host': 'gateway', 'group': 'libvirt'},
+         'images_sheepdog_host'),
+        ({'images_sheepdog_host': '::1', 'group': 'libvirt'},
+         'images_sheepdog_host'),
+        ({'images_sheepdog_portal': '127.0.0.1', 'group': 'libvirt'},
+         'images_sheepdog_portal'))
+    @ddt.unpack
+    def test_option(self, flags, option):
+        self.flags(**flags)
+        self._assert_refused(option)
+
+
+class SheepdogTestCase(test_imagebackend._ImageTestCase, _SheepdogTestCase):
+    """What Nova expects of every backend."""
+
+    SIZE = 8 * units.Mi
+
+    def setUp(self):
+        self.image_class = imagebackend.Sheepdog
+        super().setUp()
+
+    def test_prealloc_image(self):
+        # Sheepdog has no thing such as fallocate.
+        self.flags(preallocate_images='space')
+        image = self.image_class(self.INSTANCE, self.NAME)
+        with mock.patch.object(imagebackend.processutils, 'trycmd') as trycmd:
+            image.cache(self._fetch, self.TEMPLATE, self.SIZE)
+        trycmd.assert_not_called()
+
+    def _fetch(self, target, *args, **kwargs):
+        with open(target, 'wb') as base:
+            base.truncate(self.SIZE // 2)
+
+    def test_cache(self):
+        image = self.image_class(self.INSTANCE, self.NAME)
+        image.cache(self._fetch, self.TEMPLATE, self.SIZE)
+        self.assertTrue(image.exists())
+        self.assertTrue(os.path.exists(self.TEMPLATE_PATH))
+
+    def test_cache_template_exists(self):
+        os.makedirs(self.TEMPLATE_DIR)
+        self._fetch(self.TEMPLATE_PATH)
+        fetch = mock.Mock()
+        image = self.image_class(self.INSTANCE, self.NAME)
+        image.cache(fetch, self.TEMPLATE, self.SIZE)
+        fetch.assert_not_called()
+        self.assertTrue(image.exists())
+
+    def test_cache_image_exists(self):
+        image = self.image_class(self.INSTANCE, self.NAME)
+        image.cache(self._fetch, self.TEMPLATE, self.SIZE)
+        shutil.rmtree(self.TEMPLATE_DIR)
+        fetch = mock.Mock()
+        image.cache(fetch, self.TEMPLATE, self.SIZE)
+        fetch.assert_not_called()

@@ -1,0 +1,192 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import os
+
+import ddt
+import fixtures
+from oslo_utils import units
+
+from nova import exception
+from nova import test
+from nova.tests.unit.virt.libvirt import sheepdog_base
+from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt import utils as libvirt_utils
+
+
+@ddt.ddt
+class SheepdogUtilsTestCase(sheepdog_base.SheepdogTestMixin,
+                            test.NoDBTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.start_sheepdog()
+
+    def _install_dog(self, script):
+        """Put another program in the place of dog."""
+        directory = self.useFixture(fixtures.TempDir()).path
+        path = os.path.join(directory, 'dog')
+        with open(path, 'w') as program:
+            program.write('#!/bin/sh\n' + script)
+        os.chmod(path, 0o755)
+        self.useFixture(fixtures.EnvironmentVariable(
+            'PATH', directory + os.pathsep + os.environ['PATH']))
+
+    def test_exists(self):
+        self.assertFalse(libvirt_utils.sheepdog_vdi_exists('a'))
+        libvirt_utils.create_sheepdog_vdi('a', units.Mi)
+        self.assertTrue(libvirt_utils.sheepdog_vdi_exists('a'))
+        libvirt_utils.snapshot_sheepdog_vdi('a', 'tag')
+        self.assertTrue(libvirt_utils.sheepdog_vdi_exists('a'))
+        self.assertTrue(libvirt_utils.delete_sheepdog_vdi('a'))
+        self.assertFalse(libvirt_utils.sheepdog_vdi_exists('a'))
+
+    def test_exists_with_the_attribute(self):
+        libvirt_utils.create_sheepdog_vdi('a', units.Mi)
+        self.dog('vdi', 'setattr', 'a', 'nova', 'value')
+        self.assertTrue(libvirt_utils.sheepdog_vdi_exists('a'))
+
+    def test_create_existing(self):
+        libvirt_utils.create_sheepdog_vdi('a', units.Mi)
+        self.assertRaisesRegex(
+            exception.SheepdogVDIExists, 'dog vdi create .* a 1048576',
+            libvirt_utils.create_sheepdog_vdi, 'a', units.Mi)
+
+    def test_resize(self):
+        libvirt_utils.create_sheepdog_vdi('a', units.Mi)
+        libvirt_utils.resize_sheepdog_vdi('a', 2 * units.Mi)
+        libvirt_utils.resize_sheepdog_vdi('a', 2 * units.Mi)
+        self.assertEqual(
+            str(2 * units.Mi).encode(),
+            self.dog('vdi', 'list', '-r', 'a').split()[3])
+        self.assertRaisesRegex(
+            exception.SheepdogError, 'Shrinking VDIs is not implemented',
+            libvirt_utils.resize_sheepdog_vdi, 'a', units.Mi)
+
+    def test_clone_keeps_its_data_when_its_parent_goes(self):
+        libvirt_utils.create_sheepdog_vdi('a', 8 * units.Mi)
+        self.sheepdog.run('vdi', 'write', 'a', '0', '5', stdin=b'hello')
+        libvirt_utils.snapshot_sheepdog_vdi('a', 'tag')
+        libvirt_utils.clone_sheepdog_vdi('a', 'tag', 'b')
+        self.assertTrue(libvirt_utils.delete_sheepdog_vdi('a'))
+        self.assertTrue(libvirt_utils.delete_sheepdog_vdi('a', 'tag'))
+        self.assertEqual(b'hello', self.dog('vdi', 'read', 'b', '0', '5'))
+
+    def test_delete_what_is_not_there(self):
+        self.assertFalse(libvirt_utils.delete_sheepdog_vdi('a'))
+        self.assertFalse(libvirt_utils.delete_sheepdog_vdi('a', 'tag'))
+        libvirt_utils.create_sheepdog_vdi('a', units.Mi)
+        self.assertFalse(libvirt_utils.delete_sheepdog_vdi('a', 'tag'))
+        self.assertTrue(libvirt_utils.sheepdog_vdi_exists('a'))
+
+    @ddt.data('create_sheepdog_vdi', 'resize_sheepdog_vdi')
+    def test_unreachable(self, function):
+        self.sheepdog.kill()
+        self.assertRaisesRegex(
+            exception.SheepdogError, 'images_sheepdog_host',
+            getattr(libvirt_utils, function), 'a', units.Mi)
+
+    def test_unreachable_is_not_missing(self):
+        # dog returns 0 for it all the same
+        self.sheepdog.kill()
+        self.assertRaisesRegex(
+            exception.SheepdogError, 'images_sheepdog_host',
+            libvirt_utils.delete_sheepdog_vdi, 'a')
+        self.assertRaises(
+            exception.SheepdogError,
+            libvirt_utils.sheepdog_vdi_exists, 'a')
+
+    def test_no_answer(self):
+        self.flags(images_sheepdog_timeout=1, group='libvirt')
+        self._install_dog('exec tail -f /dev/null\n')
+        self.assertRaisesRegex(
+            exception.SheepdogError, 'images_sheepdog_timeout',
+            libvirt_utils.create_sheepdog_vdi, 'a', units.Mi)
+
+    def test_refused_by_rootwrap(self):
+        self._install_dog(
+            'echo "nova-rootwrap: Unauthorized command: dog" >&2; exit 99\n')
+        self.assertRaisesRegex(
+            exception.SheepdogError, 'sheepdog.filters',
+            libvirt_utils.create_sheepdog_vdi, 'a', units.Mi)
+
+    def test_not_installed(self):
+        directory = self.useFixture(fixtures.TempDir()).path
+        for program in 'env', 'timeout':
+            os.symlink('/usr/bin/' + program,
+                       os.path.join(directory, program))
+        self.useFixture(fixtures.EnvironmentVariable('PATH', directory))
+        self.assertRaisesRegex(
+            exception.SheepdogError, 'not installed',
+            libvirt_utils.create_sheepdog_vdi, 'a', units.Mi)
+
+    @ddt.data(('2', 2.0), ('1', 1.0), ('2:1', 1.5), ('4:2', 1.5))
+    @ddt.unpack
+    def test_redundancy(self, policy, redundancy):
+        # only what dog says of it is at stake, not how many sheep there are
+        self._install_dog(
+            'echo "Cluster status: running, auto-recovery enabled"\n'
+            'echo\n'
+            'echo "Cluster store: plain with %s redundancy policy"\n' %
+            policy)
+        self.assertEqual(redundancy, libvirt_utils.get_sheepdog_redundancy())
+
+    def test_capacity(self):
+        libvirt_utils.create_sheepdog_vdi('a', 8 * units.Mi)
+        self.sheepdog.run('vdi', 'write', 'a', stdin=b'x' * 4 * units.Mi)
+        name, total, used, free = self.dog(
+            'node', 'info', '-r').splitlines()[-1].split()[:4]
+        self.assertEqual(b'Total', name)
+        self.assertNotEqual(b'0', used)
+        self.assertEqual(
+            {'total': int(total) / 2, 'used': int(used) / 2,
+             'free': int(free) / 2},
+            libvirt_utils.get_sheepdog_capacity())
+
+    def test_find_disk(self):
+        for protocol, name in (
+                ('sheepdog', '0123_disk'),
+                ('iscsi', 'iqn.2014-06.org.openstack.nova:0123.disk/1')):
+            disk = vconfig.LibvirtConfigGuestDisk()
+            disk.source_type = 'network'
+            disk.source_protocol = protocol
+            disk.source_name = name
+            disk.driver_format = 'raw'
+            config = vconfig.LibvirtConfigGuest()
+            config.virt_type = 'kvm'
+            config.devices = [disk]
+            guest = self.patch_object(config, 'get_config', create=True)
+            guest.return_value = config
+            self.assertEqual(('sheepdog:0123_disk', 'raw'),
+                             libvirt_utils.find_disk(config))
+
+    def test_other_disks_are_not_ours(self):
+        disk = vconfig.LibvirtConfigGuestDisk()
+        disk.source_protocol = 'iscsi'
+        disk.source_name = 'iqn.2010-10.org.openstack:volume-1/1'
+        self.assertIsNone(libvirt_utils.get_sheepdog_vdi_of_disk(disk))
+
+    def test_get_disk_type_from_path(self):
+        self.assertEqual('sheepdog', libvirt_utils.get_disk_type_from_path(
+            'sheepdog:0123_disk'))
+
+
+class SheepdogUnformattedTestCase(sheepdog_base.SheepdogTestMixin,
+                                  test.NoDBTestCase):
+
+    def test_check_cluster(self):
+        self.start_sheepdog(copies=None)
+        self.assertRaisesRegex(
+            exception.SheepdogError, 'dog cluster format',
+            libvirt_utils.check_sheepdog_cluster)
+        self.sheepdog.run('cluster', 'format', '-c', '2')
+        libvirt_utils.check_sheepdog_cluster()
