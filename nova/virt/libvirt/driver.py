@@ -16,11 +16,15 @@ from graft.fragment import after
 from graft.fragment import before
 from graft.fragment import substitute
 
+from nova import block_device
+from nova import context as nova_context
 from nova import exception
 from nova.i18n import _
+from nova import objects
 from nova.virt import driver
 from nova.virt.libvirt import blockinfo
 from nova.virt.libvirt.driver import CONF
+from nova.virt.libvirt.driver import LOG
 from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import utils as libvirt_utils
 
@@ -52,16 +56,38 @@ class LibvirtDriver:
 
         :param instance: the nova.objects.instance.Instance
         :param block_device_info: its block device info, which tells how many
-            ephemeral disks it has
+            ephemeral disks it has; None to ask the database
         :raises: exception.SheepdogError if one is left
         """
-        ephemerals = driver.block_device_info_get_ephemerals(
-            block_device_info)
+        if block_device_info is None:
+            bdms = objects.BlockDeviceMappingList.get_by_instance_uuid(
+                nova_context.get_admin_context(read_deleted='yes'),
+                instance.uuid)
+            ephemerals = [bdm for bdm in bdms
+                          if block_device.new_format_is_ephemeral(bdm)]
+        else:
+            ephemerals = driver.block_device_info_get_ephemerals(
+                block_device_info)
         imagebackend.Sheepdog.delete_disks(instance, [
             'disk', 'disk.local', 'disk.swap', 'disk.config', 'disk.rescue',
             'disk.config.rescue'] + [
             blockinfo.get_eph_disk(index)
             for index in range(len(ephemerals))])
+
+    @before('delete_instance_files',
+            'target = libvirt_utils.get_instance_path(instance)')
+    def _(self, instance):
+        # What nova-compute had no chance to delete, because it did not run
+        # when its instance was deleted. It tries again, so often as
+        # maximum_instance_delete_attempts says.
+        if CONF.libvirt.images_type == 'sheepdog' and instance.deleted:
+            try:
+                imagebackend.Sheepdog.unexport_disks(instance)
+                self.cleanup_sheepdog_instance(instance)
+            except exception.NovaException as e:
+                LOG.error('Failed to delete the VDIs: %s', e,
+                          instance=instance)
+                return False
 
     @after('unrescue', "if CONF.libvirt.images_type == 'rbd':")
     def _(self, instance):

@@ -22,12 +22,18 @@ from nova.i18n import _
 from nova import utils
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt.utils import CONF
+from nova.virt.libvirt.utils import ROOT_PATH
 from nova.virt.libvirt.utils import SHEEPDOG_IQN
 
 
 @after('', "RESIZE_SNAPSHOT_NAME = 'nova-resize'")
 def _():
     SHEEPDOG_IQN = 'iqn.2014-06.org.openstack.nova:'
+
+    # Where root looks for dog and tgtadm. Left to sudo it might be the PATH
+    # of the user nova, who could have root run any program of that name.
+    ROOT_PATH = ('/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:'
+                 '/sbin:/bin')
 
 @after('', 'def load_file(path: str) -> str:')
 def run_with_time_limit(
@@ -44,8 +50,11 @@ def run_with_time_limit(
     :returns: its standard output and standard error
     :raises: processutils.ProcessExecutionError if its exit status is not 0
     """
+    environment = ['LC_ALL=C']
+    if run_as_root:
+        environment.append('PATH=' + ROOT_PATH)
     return processutils.execute(
-        'env', 'LC_ALL=C', 'timeout', '--kill-after=5', str(timeout),
+        'env', *environment, 'timeout', '--kill-after=5', str(timeout),
         *command, run_as_root=run_as_root,
         root_helper=utils.get_root_helper() if run_as_root else None)
 
@@ -66,7 +75,9 @@ def explain_failed_command(
         return _('rootwrap does not allow it: install %s where the '
                  'filters_path of rootwrap.conf looks') % filters
     if error.exit_code == 127:
-        return _('it is not installed: %s') % error.stderr.strip()
+        return _('it is not installed where it is looked for, in %(path)s: '
+                 '%(error)s') % {'path': ROOT_PATH,
+                                 'error': error.stderr.strip()}
     # dog says some things twice
     lines = dict.fromkeys(error.stderr.strip().splitlines())
     return ('; '.join(lines) or error.stdout.strip() or

@@ -13,6 +13,7 @@
 """What the tests of the Sheepdog backend share."""
 
 import os
+import shutil
 from unittest import mock
 
 import fixtures
@@ -31,9 +32,7 @@ class SheepdogTestMixin:
     def start_sheepdog(self, **kwargs):
         self.sheepdog = self.useFixture(
             sheepdog_fixture.SheepdogFixture(**kwargs))
-        self.useFixture(fixtures.EnvironmentVariable(
-            'PATH', os.path.dirname(self.sheepdog.dog) + os.pathsep +
-            os.environ['PATH']))
+        self.set_path(os.path.dirname(self.sheepdog.dog), os.environ['PATH'])
         self.useFixture(fixtures.MonkeyPatch(
             'nova.utils.get_root_helper', lambda: 'env'))
         self.flags(images_type='sheepdog',
@@ -41,6 +40,35 @@ class SheepdogTestMixin:
                    images_sheepdog_port=self.sheepdog.port,
                    images_sheepdog_transport='iscsi',
                    images_sheepdog_timeout=20, group='libvirt')
+
+    def set_path(self, *directories):
+        """Say where programs are looked for, also those that root runs."""
+        path = os.pathsep.join(directories)
+        self.useFixture(fixtures.EnvironmentVariable('PATH', path))
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.virt.libvirt.utils.ROOT_PATH', path))
+
+    def install(self, name, script):
+        """Put a shell script in the place of a program.
+
+        :param name: name of the program
+        :param script: what it shall do
+        :returns: path of the script
+        """
+        directory = self.useFixture(fixtures.TempDir()).path
+        path = os.path.join(directory, name)
+        with open(path, 'w') as program:
+            program.write('#!/bin/sh\n' + script)
+        os.chmod(path, 0o755)
+        self.set_path(directory, os.environ['PATH'])
+        return path
+
+    def install_only(self, *names):
+        """Have no programs but these."""
+        directory = self.useFixture(fixtures.TempDir()).path
+        for name in names:
+            os.symlink(shutil.which(name), os.path.join(directory, name))
+        self.set_path(directory)
 
     def start_tgtd(self):
         self.tgtd = self.useFixture(tgtd_fixture.TgtdFixture())

@@ -350,16 +350,6 @@ class SheepdogCheckHostTestCase(_SheepdogTestCase):
         capabilities.guests = [
             mock.Mock(arch='x86_64', domains={'qemu': domain})]
 
-    def _install(self, name, script):
-        directory = self.useFixture(fixtures.TempDir()).path
-        path = os.path.join(directory, name)
-        with open(path, 'w') as program:
-            program.write('#!/bin/sh\n' + script)
-        os.chmod(path, 0o755)
-        self.useFixture(fixtures.EnvironmentVariable(
-            'PATH', directory + os.pathsep + os.environ['PATH']))
-        return path
-
     def _assert_refused(self, *words):
         error = self.assertRaises(
             exception.InvalidConfiguration,
@@ -376,8 +366,8 @@ class SheepdogCheckHostTestCase(_SheepdogTestCase):
     def test_native_where_qemu_has_it(self):
         # what QEMU before 6.1 says where nobody listens
         script = 'echo "Failed to connect to 127.0.0.1:1" >&2; exit 1\n'
-        self._install('qemu-img', script)
-        self._set_emulator(self._install('qemu-system-x86_64', script))
+        self.install('qemu-img', script)
+        self._set_emulator(self.install('qemu-system-x86_64', script))
         self.flags(images_sheepdog_transport='auto', group='libvirt')
         self.tgtd.stop()
         imagebackend.Sheepdog.check_host(self.host)
@@ -394,16 +384,12 @@ class SheepdogCheckHostTestCase(_SheepdogTestCase):
         self._assert_refused('qemu-img has no sheepdog driver')
 
     def test_qemu_without_iscsi(self):
-        self._install(
+        self.install(
             'qemu-img', 'echo "Unknown driver \'iscsi\'" >&2; exit 1\n')
         self._assert_refused('images_sheepdog_transport', 'qemu-block-extra')
 
     def test_no_qemu_img(self):
-        directory = self.useFixture(fixtures.TempDir()).path
-        for program in 'env', 'timeout', 'dog', 'tgtadm':
-            os.symlink(shutil.which(program),
-                       os.path.join(directory, program))
-        self.useFixture(fixtures.EnvironmentVariable('PATH', directory))
+        self.install_only('env', 'timeout', 'dog', 'tgtadm')
         self._assert_refused('qemu-img')
 
     def test_no_tgtd(self):
@@ -411,15 +397,11 @@ class SheepdogCheckHostTestCase(_SheepdogTestCase):
         self._assert_refused('tgtd', 'tgtadm')
 
     def test_no_tgtadm(self):
-        directory = self.useFixture(fixtures.TempDir()).path
-        for program in 'env', 'timeout', 'dog', 'qemu-img':
-            os.symlink(shutil.which(program),
-                       os.path.join(directory, program))
-        self.useFixture(fixtures.EnvironmentVariable('PATH', directory))
+        self.install_only('env', 'timeout', 'dog', 'qemu-img')
         self._assert_refused('tgtadm', 'not installed')
 
     def test_tgtd_without_sheepdog(self):
-        self._install('tgtadm', 'echo "Backing stores:"; echo " rdwr"\n')
+        self.install('tgtadm', 'echo "Backing stores:"; echo " rdwr"\n')
         self._assert_refused('backing store named sheepdog')
 
     def test_other_portal(self):

@@ -10,10 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-import os
-
 import ddt
-import fixtures
 from oslo_utils import units
 
 from nova import exception
@@ -30,16 +27,6 @@ class SheepdogUtilsTestCase(sheepdog_base.SheepdogTestMixin,
     def setUp(self):
         super().setUp()
         self.start_sheepdog()
-
-    def _install_dog(self, script):
-        """Put another program in the place of dog."""
-        directory = self.useFixture(fixtures.TempDir()).path
-        path = os.path.join(directory, 'dog')
-        with open(path, 'w') as program:
-            program.write('#!/bin/sh\n' + script)
-        os.chmod(path, 0o755)
-        self.useFixture(fixtures.EnvironmentVariable(
-            'PATH', directory + os.pathsep + os.environ['PATH']))
 
     def test_exists(self):
         self.assertFalse(libvirt_utils.sheepdog_vdi_exists('a'))
@@ -107,24 +94,19 @@ class SheepdogUtilsTestCase(sheepdog_base.SheepdogTestMixin,
 
     def test_no_answer(self):
         self.flags(images_sheepdog_timeout=1, group='libvirt')
-        self._install_dog('exec tail -f /dev/null\n')
+        self.install('dog', 'exec tail -f /dev/null\n')
         self.assertRaisesRegex(
             exception.SheepdogError, 'images_sheepdog_timeout',
             libvirt_utils.create_sheepdog_vdi, 'a', units.Mi)
 
     def test_refused_by_rootwrap(self):
-        self._install_dog(
-            'echo "nova-rootwrap: Unauthorized command: dog" >&2; exit 99\n')
+        self.install('dog', 'echo "nova-rootwrap: Unauthorized command: dog" >&2; exit 99\n')
         self.assertRaisesRegex(
             exception.SheepdogError, 'sheepdog.filters',
             libvirt_utils.create_sheepdog_vdi, 'a', units.Mi)
 
     def test_not_installed(self):
-        directory = self.useFixture(fixtures.TempDir()).path
-        for program in 'env', 'timeout':
-            os.symlink('/usr/bin/' + program,
-                       os.path.join(directory, program))
-        self.useFixture(fixtures.EnvironmentVariable('PATH', directory))
+        self.install_only('env', 'timeout')
         self.assertRaisesRegex(
             exception.SheepdogError, 'not installed',
             libvirt_utils.create_sheepdog_vdi, 'a', units.Mi)
@@ -133,8 +115,7 @@ class SheepdogUtilsTestCase(sheepdog_base.SheepdogTestMixin,
     @ddt.unpack
     def test_redundancy(self, policy, redundancy):
         # only what dog says of it is at stake, not how many sheep there are
-        self._install_dog(
-            'echo "Cluster status: running, auto-recovery enabled"\n'
+        self.install('dog', 'echo "Cluster status: running, auto-recovery enabled"\n'
             'echo\n'
             'echo "Cluster store: plain with %s redundancy policy"\n' %
             policy)

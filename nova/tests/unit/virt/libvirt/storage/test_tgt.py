@@ -13,7 +13,6 @@
 import os
 import subprocess
 
-import fixtures
 from oslo_utils import units
 
 from nova import exception
@@ -104,12 +103,7 @@ class TgtTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
         tgt.unexport(IQN)
 
     def test_unexport_when_it_cannot_be_known(self):
-        directory = self.useFixture(fixtures.TempDir()).path
-        with open(os.path.join(directory, 'tgtadm'), 'w') as program:
-            program.write('#!/bin/sh\nexit 22\n')
-        os.chmod(program.name, 0o755)
-        self.useFixture(fixtures.EnvironmentVariable(
-            'PATH', directory + os.pathsep + os.environ['PATH']))
+        self.install('tgtadm', 'exit 22\n')
         self.assertRaises(exception.TgtError, tgt.unexport, IQN)
 
     def test_exported(self):
