@@ -93,15 +93,17 @@ def main():
          '--inside', *sys.argv[1:]])
 
     def stop(number, frame):
-        process.kill()
-        process.wait()
         sys.exit(128 + number)
 
     for number in signal.SIGTERM, signal.SIGHUP, signal.SIGALRM:
         signal.signal(number, stop)
     # It goes to COMMAND too, which has ten seconds to end in its own way.
     signal.signal(signal.SIGINT, lambda number, frame: signal.alarm(10))
-    return process.wait()
+    try:
+        return process.wait()
+    finally:
+        process.kill()
+        process.wait()
 
 
 if __name__ == '__main__':
