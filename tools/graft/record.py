@@ -207,8 +207,7 @@ class Record:
         try:
             self._keep(changes)
             for name in self.manifest['directories']:
-                (self.nova.root / name).mkdir()
-                shutil.copymode(self.nova.package, self.nova.root / name)
+                self._make_directory(self.nova.root / name)
             for change, entry in zip(changes, self.manifest['files']):
                 path = self._path(entry)
                 _write(_temporary(path), change.after, entry['mode'],
@@ -244,9 +243,14 @@ class Record:
                    if not (self.nova.root / parent).exists()}
         return sorted(map(str, missing))
 
+    def _make_directory(self, path):
+        path.mkdir()
+        shutil.copymode(self.nova.package, path)
+
     def _keep(self, changes):
         """Make the pristine copies and the manifest."""
-        (self.directory / 'pristine').mkdir(parents=True)
+        self._make_directory(self.directory)
+        self._make_directory(self.directory / 'pristine')
         _write(self.directory / '.gitignore', GITIGNORE, 0o644,
                self.nova.package)
         for change in changes:

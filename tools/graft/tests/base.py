@@ -62,6 +62,7 @@ NOVA = {
 }
 PATCH = {
     'nova/virt/libvirt/driver.py': '''\
+from graft.fragment import after
 from nova.virt.libvirt.driver import CONF
 from nova.virt import sheepdog
 
@@ -78,6 +79,7 @@ class Driver:
         sheepdog.clean(instance)
 ''',
     'nova/conf/libvirt.py': '''\
+from graft.fragment import substitute
 
 substitute('', 'opts = [', "'rbd'", "'rbd', 'sheepdog'")
 ''',
