@@ -1,0 +1,343 @@
+#!/usr/bin/python3
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Run one test suite and count what came of it.
+
+tox calls this; it goes on as the Python of the environment whose Nova it
+tests.  The counts are left in .cache/results/SUITE for run_tests.sh.
+"""
+
+import argparse
+import ast
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+import environment
+
+ROOT = environment.ROOT
+RESULTS = environment.CACHE / 'results'
+# Seconds between two lines that say how far a suite is.
+PROGRESS = 10
+# What Nova's own tox.ini sets for its tests, and UTF-8 as it has there.
+STESTR_ENVIRONMENT = {
+    'LANGUAGE': 'C',
+    'LC_ALL': 'C.UTF-8',
+    'OS_STDOUT_CAPTURE': '1',
+    'OS_STDERR_CAPTURE': '1',
+    'PYTHONWARNINGS': 'ignore',
+}
+HACKING_CONFIGURATION = """\
+[flake8]
+# As in Nova's own tox.ini.
+enable-extensions = H106,H203,H904,H905
+ignore = E121,E122,E123,E124,E125,E126,E127,E128,E129,E131,E251,H405,W504,\
+E731,H238
+max-complexity = 40
+
+[hacking]
+import_exceptions =
+    collections.abc
+    nova.i18n
+    typing
+
+[flake8:local-plugins]
+extension =
+    %(checks)s
+paths = %(directory)s
+"""
+
+
+class Counts:
+    """What came of the tests of one suite, told as they end."""
+
+    def __init__(self, suite):
+        self.suite = suite
+        self.passed = 0
+        self.failed = []
+        self.skipped = 0
+        self._told = time.monotonic()
+
+    def __str__(self):
+        return '%d passed, %d failed, %d skipped' % (
+            self.passed, len(self.failed), self.skipped)
+
+    def success(self):
+        self.passed += 1
+        self._tell_now_and_then()
+
+    def skip(self):
+        self.skipped += 1
+        self._tell_now_and_then()
+
+    def failure(self, test, words):
+        self.failed.append(test)
+        print('\nFAILED: %s\n%s\n' % (test, words), flush=True)
+
+    def _tell_now_and_then(self):
+        if time.monotonic() - self._told >= PROGRESS:
+            self._told = time.monotonic()
+            print('%s: %s so far' % (self.suite, self), flush=True)
+
+
+class Suite:
+    """A suite and the environment it runs in.
+
+    :param name: as in the list of environments of tox.ini
+    :param release: release of Nova
+    """
+
+    def __init__(self, name, release):
+        self.release = release
+        self.venv = environment.CACHE / ('nova-' + release)
+        self.packages = next(
+            self.venv.glob('lib/python3*/site-packages'), None)
+        self.counts = Counts(name)
+
+    def command(self, title, *command, **kwargs):
+        """Run a command as one test, which passes if it exits with 0."""
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, universal_newlines=True, **kwargs)
+        if done.returncode:
+            self.counts.failure(title, done.stdout)
+        else:
+            self.counts.success()
+
+    def stestr(self, top, path, arguments=(), workers=1, time_limit=160,
+               through=(), venv=None, counts=None):
+        """Run tests by stestr.
+
+        :param top: directory that the names of the tests start from
+        :param path: directory in which the tests are
+        :param arguments: further arguments of ``stestr run``
+        :param workers: how many processes share the tests
+        :param time_limit: seconds that one test may take
+        :param through: command that runs stestr
+        :param venv: environment to run them in, another than the suite's
+        :param counts: Counts to use instead of the suite's
+        """
+        import subunit
+        import testtools
+
+        counts = counts or self.counts
+
+        def ended(test):
+            if test['id'] == 'output' or test['status'] == 'exists':
+                # A worker's own standard output, and the list of tests.
+                return
+            if test['status'] in ('success', 'xfail'):
+                counts.success()
+            elif test['status'] == 'skip':
+                counts.skip()
+            else:
+                counts.failure(test['id'], '\n'.join(
+                    '%s:\n%s' % (name, detail.as_text())
+                    for name, detail in sorted(test['details'].items())
+                    if detail.content_type.type == 'text'))
+
+        before = str(counts)
+        command = [
+            *through, (venv or self.venv) / 'bin/stestr', '--test-path', path,
+            '--top-dir', top, 'run', '--subunit', '--concurrency',
+            str(workers), *arguments]
+        variables = dict(os.environ, OS_TEST_TIMEOUT=str(time_limit),
+                         **STESTR_ENVIRONMENT)
+        # It would be taken for the interpreter to test with.
+        variables.pop('PYTHON', None)
+        failed = len(counts.failed)
+        with tempfile.TemporaryDirectory() as repository, subprocess.Popen(
+                command, cwd=repository, env=variables,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+            result = testtools.StreamToDict(ended)
+            result.startTestRun()
+            subunit.ByteStreamToStreamResult(
+                process.stdout, non_subunit_name='output').run(result)
+            result.stopTestRun()
+        if process.returncode and len(counts.failed) == failed:
+            counts.failure('stestr', 'It ended with status %d: %s' % (
+                process.returncode, ' '.join(str(part) for part in command)))
+        elif str(counts) == before:
+            counts.failure('stestr', 'No test was found in %s.' % path)
+
+
+def checks_of_nova(packages):
+    """Return 'CODE = checks:NAME' for each of Nova's own hacking checks.
+
+    Nova lists them in its tox.ini, which is not installed with it.  A check
+    names its code in its words or messages, before the codes of others.
+    """
+    source = (packages / 'nova/hacking/checks.py').read_text()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            is_check = 'core.flake8ext' in map(ast.unparse,
+                                               node.decorator_list)
+        else:
+            is_check = isinstance(node, ast.ClassDef) and (
+                'BaseASTChecker' in map(ast.unparse, node.bases))
+        if is_check:
+            code = re.search(r'\bN\d{3}\b',
+                             ast.get_source_segment(source, node)).group()
+            yield '%s = checks:%s' % (code, node.name)
+
+
+def added_files():
+    """Return the files of the patch, as paths from the root of a Nova."""
+    return sorted(str(path.relative_to(ROOT))
+                  for path in (ROOT / 'nova').rglob('*.py'))
+
+
+def pep8(suite):
+    """ruff here; Nova's hacking checks here and over each patched Nova."""
+    suite.command('ruff', 'ruff', 'check', ROOT, cwd=ROOT)
+    suite.command('reno', 'reno', 'lint', cwd=ROOT)
+    suite.command('README.rst', 'docutils', '--strict',
+                  ROOT / 'README.rst', os.devnull)
+    tested = releases_of_tox()
+    for release in tested:
+        venv = prepare(release)
+        packages = next(venv.glob('lib/python3*/site-packages'))
+        with tempfile.NamedTemporaryFile('w', suffix='.cfg') as written:
+            written.write(HACKING_CONFIGURATION % {
+                'checks': '\n    '.join(checks_of_nova(packages)),
+                'directory': packages / 'nova/hacking'})
+            written.flush()
+            flake8 = [venv / 'bin/python', '-m', 'flake8', '--config',
+                      written.name]
+            suite.command('hacking, patched Nova %s' % release, *flake8,
+                          *added_files(), cwd=packages)
+            if release == tested[-1]:
+                # What runs before anything is installed has only json.
+                suite.command('hacking, tools and contract suite', *flake8,
+                              '--extend-ignore', 'N324', 'tools', 'contract',
+                              cwd=ROOT)
+
+
+def graft(suite):
+    """The tests of tools/graft."""
+    tests = ROOT / 'tools/graft/tests'
+    suite.stestr(ROOT / 'tools', tests)
+
+
+def contract(suite):
+    """The contract suite; SHEEPDOG_DOG, _HOST and _PORT name a cluster."""
+    suite.stestr(ROOT, ROOT / 'contract')
+
+
+def unit(suite):
+    """The patch's own unit tests, in the patched Nova."""
+    tests = 'nova/tests/unit'
+    names = [name[:-len('.py')].replace('/', '.') for name in added_files()
+             if name.startswith(tests) and
+             os.path.basename(name).startswith('test_')]
+    suite.stestr(
+        suite.packages, suite.packages / tests / 'virt/libvirt', [
+            r'^(%s)\.' % '|'.join(map(re.escape, names))], workers=2)
+
+
+def upstream(suite):
+    """Nova's own tests of what is patched, unmodified.
+
+    What fails counts if it passes in a pristine Nova of the release.
+    """
+    tests = 'nova/tests/unit'
+    runs = [
+        (tests + '/virt/libvirt', 2,
+         [r'\.libvirt\.test_(imagebackend|utils|driver)\.']),
+        (tests + '/conf', 1, []),
+    ]
+    for path, workers, arguments in runs:
+        counts = Counts(suite.counts.suite)
+        suite.stestr(suite.packages, suite.packages / path, arguments,
+                     workers=workers, counts=counts)
+        suite.counts.passed += counts.passed
+        suite.counts.skipped += counts.skipped
+        if counts.failed:
+            again = Counts('pristine Nova %s' % suite.release)
+            venv = prepare(suite.release, '--pristine')
+            packages = next(venv.glob('lib/python3*/site-packages'))
+            with tempfile.NamedTemporaryFile('w') as listed:
+                listed.write('\n'.join(counts.failed) + '\n')
+                listed.flush()
+                suite.stestr(packages, packages / path,
+                             ['--load-list', listed.name], venv=venv,
+                             counts=again)
+            both = set(counts.failed) & set(again.failed)
+            print('%s: fail in the pristine Nova too: %s' % (
+                suite.counts.suite, ', '.join(sorted(both)) or 'none'))
+            suite.counts.skipped += len(both)
+            suite.counts.failed += sorted(set(counts.failed) - both)
+
+
+def functional(suite):
+    """The functional tests, beside a real libvirtd, QEMU and tgtd."""
+    tests = suite.packages / 'nova/tests/functional/libvirt'
+    suite.stestr(
+        suite.packages, tests, [r'\.test_sheepdog'], time_limit=600,
+        through=[environment.PYTHON, ROOT / 'tools/testbed', '--venv',
+                 suite.venv, '--'])
+
+
+SUITES = {function.__name__: function for function in (
+    pep8, graft, contract, unit, upstream, functional)}
+OF_A_RELEASE = ('unit', 'upstream', 'functional')
+
+
+def releases_of_tox():
+    """Return the releases that tox.ini tests, oldest first."""
+    text = (ROOT / 'tox.ini').read_text()
+    return re.search(r'^\s*unit-\{(.*)\}', text, re.M).group(1).split(',')
+
+
+def prepare(release, *options):
+    """Return the path of an environment with that release of Nova."""
+    made = subprocess.run(
+        [environment.PYTHON, ROOT / 'tools/environment.py', *options,
+         release], stdout=subprocess.PIPE, universal_newlines=True)
+    if made.returncode:
+        sys.exit(made.returncode)
+    return pathlib.Path(made.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description='Run one test suite, print its failures and its counts.',
+        epilog='Suites: %s. %s are given with a release of Nova, as in '
+               'unit-%s.' % (', '.join(SUITES), ', '.join(OF_A_RELEASE),
+                             releases_of_tox()[-1]))
+    parser.add_argument('suite', metavar='SUITE[-RELEASE]')
+    name = parser.parse_args().suite
+    kind, _dash, release = name.partition('-')
+    if kind not in SUITES or bool(release) != (kind in OF_A_RELEASE):
+        parser.error('no such suite: %s' % name)
+    release = release or releases_of_tox()[-1]
+
+    suite = Suite(name, release)
+    if pathlib.Path(sys.prefix) != suite.venv:
+        venv = prepare(release)
+        os.execv(venv / 'bin/python', [venv / 'bin/python', *sys.argv])
+    SUITES[kind](suite)
+    print('%s: %s' % (name, suite.counts))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / name).write_text('%d %d %d\n' % (
+        suite.counts.passed, len(suite.counts.failed),
+        suite.counts.skipped))
+    return 1 if suite.counts.failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
