@@ -198,13 +198,12 @@ class _Weaving:
         block = groups.get(group)
         if block:
             for entry, line in entries.items():
-                above = list(itertools.takewhile(
-                    lambda pair: pair[1].key < entry.key, block))
-                if above:
-                    at = above[-1][0].end_lineno
-                else:
-                    at = source.start_of_comment(
-                        self.target.lines, block[0][0].lineno - 1, 0)
+                at = source.start_of_comment(
+                    self.target.lines, block[0][0].lineno - 1, 0)
+                for node, other in block:
+                    if other.key > entry.key:
+                        break
+                    at = node.end_lineno
                 self._edit(self.offsets[at], self.offsets[at], f'{entry}\n',
                            line)
             return

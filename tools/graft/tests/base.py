@@ -18,6 +18,7 @@ import hashlib
 import os
 import pathlib
 import textwrap
+import zipfile
 
 import fixtures
 
@@ -107,6 +108,27 @@ def read(root):
             found[str(path.relative_to(root))] = (
                 path.stat().st_mode, path.is_file() and path.read_bytes())
     return found
+
+
+def make_wheel(directory):
+    """Make a wheel of Nova as PyPI has it.
+
+    :returns: its path
+    """
+    information = 'nova-34.0.0.dist-info'
+    files = {
+        f'{information}/METADATA':
+            'Metadata-Version: 2.1\nName: nova\nVersion: 34.0.0\n',
+        f'{information}/WHEEL': 'Wheel-Version: 1.0\n'
+            'Root-Is-Purelib: true\nTag: py3-none-any\n'}
+    for name, content in NOVA.items():
+        files[name.replace('etc/', 'nova-34.0.0.data/data/etc/')] = content
+    files[f'{information}/RECORD'] = ''.join(f'{name},,\n' for name in files)
+    path = pathlib.Path(directory, 'nova-34.0.0-py3-none-any.whl')
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
 
 
 class Patch(fixtures.Fixture):

@@ -24,8 +24,8 @@ import testtools
 import graft
 from graft import patch
 from graft import record
-from graft import tree
 from graft.tests import base
+from graft import tree
 
 # What Python tells its audit hooks before it changes anything on a disk.
 STEPS = ('os.rename', 'os.remove', 'os.mkdir', 'os.rmdir', 'os.chmod',
@@ -171,7 +171,7 @@ class SourceTreeTestCase(RecordTestCase):
 
     def test_death_while_reverting(self):
         self.apply()
-        for step in self._each_death(self.revert):
+        for _ in self._each_death(self.revert):
             if self.record().is_interrupted:
                 self.assertEqual([], self.record().changed_since())
                 self.roll_back()
@@ -186,7 +186,7 @@ class SourceTreeTestCase(RecordTestCase):
             self.assertTrue(run_and_die(30, self.apply))
 
         apply_and_die()
-        for step in self._each_death(self.roll_back):
+        for _ in self._each_death(self.roll_back):
             self.assertEqual([], self.record().changed_since())
             self.roll_back()
             self.assert_pristine()

@@ -18,8 +18,8 @@ import graft
 from graft import patch
 from graft import record
 from graft import rootwrap
-from graft import tree
 from graft.tests import base
+from graft import tree
 
 NAME = 'etc/nova/rootwrap.d/sheepdog.filters'
 

@@ -11,17 +11,15 @@
 # under the License.
 
 import os
-import pathlib
 import sys
-import zipfile
 
 import ddt
 import fixtures
 import testtools
 
 import graft
-from graft import tree
 from graft.tests import base
+from graft import tree
 
 
 @ddt.ddt
@@ -124,21 +122,7 @@ class DownloadTestCase(testtools.TestCase):
             self.useFixture(fixtures.EnvironmentVariable(name, value))
 
     def make_wheel(self):
-        information = 'nova-34.0.0.dist-info'
-        files = {
-            f'{information}/METADATA':
-                'Metadata-Version: 2.1\nName: nova\nVersion: 34.0.0\n'
-                'Requires-Dist: nonexistent\nRequires-Python: >=99\n',
-            f'{information}/WHEEL': 'Wheel-Version: 1.0\n'
-                'Root-Is-Purelib: true\nTag: py3-none-any\n',
-            f'{information}/RECORD': ''}
-        for name, content in base.NOVA.items():
-            files[name.replace('etc/', 'nova-34.0.0.data/data/etc/')] = content
-        path = pathlib.Path(self.index, 'nova-34.0.0-py3-none-any.whl')
-        with zipfile.ZipFile(path, 'w') as archive:
-            for name, content in files.items():
-                archive.writestr(name, content)
-        return path
+        return base.make_wheel(self.index)
 
     def test_download(self):
         wheel = self.make_wheel()

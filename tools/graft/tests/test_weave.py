@@ -231,7 +231,8 @@ class WeaveTestCase(testtools.TestCase):
 
     def test_substitute(self):
         self.assert_woven('''
-            substitute('', 'opts = [', "'raw',\\n", "'raw',\\n  'sheepdog',\\n")
+            substitute('', 'opts = [',
+                       "'raw',\\n", "'raw',\\n  'sheepdog',\\n")
 
             class Backend:
                 substitute('__init__', 'self.kinds = {', old='Rbd,',
