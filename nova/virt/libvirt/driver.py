@@ -48,11 +48,14 @@ class LibvirtDriver:
     @after('_cleanup', "if CONF.libvirt.images_type == 'rbd':")
     def _(self, instance, block_device_info):
         if CONF.libvirt.images_type == 'sheepdog':
-            self.cleanup_sheepdog_instance(instance, block_device_info)
+            self._cleanup_sheepdog_instance(instance, block_device_info)
 
     @after('', 'def _cleanup_rbd(self, instance):')
-    def cleanup_sheepdog_instance(self, instance, block_device_info=None):
+    def _cleanup_sheepdog_instance(self, instance, block_device_info=None):
         """Delete all VDIs of an instance, and nothing else.
+
+        Nova's specification calls it cleanup_sheepdog_instance; but what is
+        public here has to be part of ComputeDriver, as a test of Nova says.
 
         :param instance: the nova.objects.instance.Instance
         :param block_device_info: its block device info, which tells how many
@@ -83,7 +86,7 @@ class LibvirtDriver:
         if CONF.libvirt.images_type == 'sheepdog' and instance.deleted:
             try:
                 imagebackend.Sheepdog.unexport_disks(instance)
-                self.cleanup_sheepdog_instance(instance)
+                self._cleanup_sheepdog_instance(instance)
             except exception.NovaException as e:
                 LOG.error('Failed to delete the VDIs: %s', e,
                           instance=instance)

@@ -13,7 +13,6 @@
 import contextlib
 import os
 import socket
-import uuid
 
 from graft.fragment import after
 from graft.fragment import substitute
@@ -22,6 +21,7 @@ from oslo_service import loopingcall
 from oslo_utils import excutils
 from oslo_utils import netutils
 from oslo_utils import units
+from oslo_utils import uuidutils
 
 from nova import exception
 from nova.i18n import _
@@ -221,7 +221,7 @@ class Sheepdog(Image):
             # A name of its own: a copy that outlived its nova-compute must
             # not find the target of the next one.
             iqn = '%s.%s' % (libvirt_utils.get_sheepdog_iqn(self.scratch),
-                             uuid.uuid4().hex)
+                             uuidutils.generate_uuid(dashed=False))
             url = 'iscsi://%s/%s/%s' % (
                 CONF.libvirt.images_sheepdog_portal, iqn, tgt.LUN)
             exported = tgt.exported(iqn, self.scratch)
