@@ -10,6 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import contextlib
 import os
 
 from graft.fragment import after
@@ -62,6 +63,19 @@ class LibvirtDriver:
             ephemeral disks it has; None to ask the database
         :raises: exception.SheepdogError if one is left
         """
+        imagebackend.Sheepdog.delete_disks(
+            instance, self._get_sheepdog_disk_names(
+                instance, block_device_info))
+
+    @after('', 'def _cleanup_rbd(self, instance):')
+    def _get_sheepdog_disk_names(self, instance, block_device_info=None):
+        """Name all disks which an instance can have on Sheepdog.
+
+        :param instance: the nova.objects.instance.Instance
+        :param block_device_info: its block device info, which tells how many
+            ephemeral disks it has; None to ask the database
+        :returns: list of names
+        """
         if block_device_info is None:
             bdms = objects.BlockDeviceMappingList.get_by_instance_uuid(
                 nova_context.get_admin_context(read_deleted='yes'),
@@ -71,11 +85,10 @@ class LibvirtDriver:
         else:
             ephemerals = driver.block_device_info_get_ephemerals(
                 block_device_info)
-        imagebackend.Sheepdog.delete_disks(instance, [
-            'disk', 'disk.local', 'disk.swap', 'disk.config', 'disk.rescue',
-            'disk.config.rescue'] + [
+        return ['disk', 'disk.local', 'disk.swap', 'disk.config',
+                'disk.rescue', 'disk.config.rescue'] + [
             blockinfo.get_eph_disk(index)
-            for index in range(len(ephemerals))])
+            for index in range(len(ephemerals))]
 
     @before('delete_instance_files',
             'target = libvirt_utils.get_instance_path(instance)')
@@ -104,12 +117,41 @@ class LibvirtDriver:
             image_format = 'raw'
 
     @before('_live_snapshot', 'dev = guest.get_block_device(disk_path)')
-    def _(self, instance, disk_path, out_path, image_format):
-        # the cluster's own snapshot needs no help of QEMU
+    def _(self, context, instance, disk_path, out_path, image_format,
+          image_meta):
+        # The cluster's own snapshot needs no help of QEMU.
         if CONF.libvirt.images_type == 'sheepdog':
             self.image_backend.by_libvirt_path(
-                instance, disk_path).snapshot_extract(out_path, image_format)
+                instance, disk_path).snapshot_extract(
+                    out_path, image_format, frozen=self._frozen_file_systems(
+                        context, instance, image_meta))
             return
+
+    @after('', 'def _live_snapshot(self, context, instance, guest, '
+               'disk_path, out_path,')
+    @contextlib.contextmanager
+    def _frozen_file_systems(self, context, instance, image_meta):
+        """Freeze the file systems of a guest whose agent can do it.
+
+        :param context: security context
+        :param instance: the nova.objects.instance.Instance
+        :param image_meta: its image, which may require that they are frozen
+        :raises: exception.NovaException if it does and they cannot be
+        """
+        frozen = False
+        try:
+            self.quiesce(context, instance, image_meta)
+            frozen = True
+        except exception.NovaException as e:
+            if self._requires_quiesce(image_meta):
+                raise
+            LOG.info('Taking a snapshot without freezing the file systems: '
+                     '%s', e, instance=instance)
+        try:
+            yield
+        finally:
+            if frozen:
+                self.unquiesce(context, instance, image_meta)
 
     @before('_get_disk_config_image_type',
             "return 'rbd' if CONF.libvirt.images_type == 'rbd' else 'raw'")
@@ -154,12 +196,33 @@ class LibvirtDriver:
                          'stopped, and would go on to read what they held '
                          'at that moment') % instance.uuid)
 
-    @after('migrate_disk_and_power_off',
-           "if CONF.libvirt.images_type == 'lvm' and "
-           "not booted_from_volume:")
-    def _(self):
+    @before('migrate_disk_and_power_off',
+            'disk_info = self._get_instance_disk_info('
+            'instance, block_device_info)')
+    def _(self, instance, block_device_info):
         if CONF.libvirt.images_type == 'sheepdog':
-            reason = _("Resize and cold migration are not supported for "
-                       "Sheepdog backed instances")
-            raise exception.InstanceFaultRollback(
-                exception.MigrationPreCheckError(reason=reason))
+            imagebackend.Sheepdog.unexport_disks(instance)
+            imagebackend.Sheepdog.snapshot_disks(
+                instance, self._get_sheepdog_disk_names(
+                    instance, block_device_info))
+
+    @before('finish_migration', 'self._create_image('
+            "context, instance, block_disk_info['mapping'],")
+    def _(self, instance):
+        # The new flavor may have less swap or none, and swap holds nothing.
+        if CONF.libvirt.images_type == 'sheepdog':
+            imagebackend.Sheepdog.delete_working_disks(instance, ['disk.swap'])
+
+    @before('finish_revert_migration',
+            "root_disk = self.image_backend.by_name(instance, 'disk')")
+    def _(self, instance, block_device_info):
+        if CONF.libvirt.images_type == 'sheepdog':
+            imagebackend.Sheepdog.roll_back_disks(
+                instance, self._get_sheepdog_disk_names(
+                    instance, block_device_info))
+
+    @before('_cleanup_resize', 'if instance.host != CONF.host:')
+    def _(self, instance):
+        if CONF.libvirt.images_type == 'sheepdog':
+            imagebackend.Sheepdog.delete_snapshots(
+                instance, self._get_sheepdog_disk_names(instance))

@@ -163,16 +163,20 @@ class Sheepdog(Image):
             libvirt_utils.clone_sheepdog_vdi(self.scratch, self.SNAPSHOT_TAG,
                                              self.vdi)
 
-    def snapshot_extract(self, target, out_format):
+    def snapshot_extract(self, target, out_format, frozen=None):
         """Copy the disk as it is at this moment, whether in use or not.
 
         :param target: The target path for the image snapshot.
         :param out_format: The image snapshot format.
+        :param frozen: context manager to hold while the cluster takes its
+            snapshot, which is a part of a second, and not while it is copied
         """
         # a crash may have left one
         libvirt_utils.delete_sheepdog_vdi(self.vdi, self.SNAPSHOT_TAG)
         with self._scratch_vdi():
-            libvirt_utils.snapshot_sheepdog_vdi(self.vdi, self.SNAPSHOT_TAG)
+            with frozen or contextlib.nullcontext():
+                libvirt_utils.snapshot_sheepdog_vdi(self.vdi,
+                                                    self.SNAPSHOT_TAG)
             try:
                 libvirt_utils.clone_sheepdog_vdi(
                     self.vdi, self.SNAPSHOT_TAG, self.scratch)
@@ -451,10 +455,17 @@ class Sheepdog(Image):
         :raises: exception.SheepdogError if one is left
         """
         cls._delete_scratch('%s_' % instance.uuid)
+        cls.delete_snapshots(instance, names)
+        cls.delete_working_disks(instance, names)
+
+    @classmethod
+    def delete_working_disks(cls, instance, names):
+        """Delete VDIs of an instance, but not their snapshots.
+
+        The parameters and exceptions are those of delete_disks().
+        """
         for name in names:
             vdi = '%s_%s' % (instance.uuid, name)
-            if name in ('disk', 'disk.rescue'):
-                libvirt_utils.delete_sheepdog_vdi(vdi, cls.SNAPSHOT_TAG)
             if (libvirt_utils.delete_sheepdog_vdi(vdi) and
                     libvirt_utils.sheepdog_vdi_exists(vdi)):
                 raise exception.SheepdogError(
@@ -463,6 +474,64 @@ class Sheepdog(Image):
                     command='dog vdi delete %s' % vdi,
                     reason=_('the VDI is still there; delete the server '
                              'again'))
+
+    @classmethod
+    def delete_snapshots(cls, instance, names):
+        """Delete the snapshots Nova took of VDIs of an instance.
+
+        The parameters and exceptions are those of delete_disks().
+        """
+        for name in names:
+            vdi = '%s_%s' % (instance.uuid, name)
+            if name in ('disk', 'disk.rescue'):
+                libvirt_utils.delete_sheepdog_vdi(vdi, cls.SNAPSHOT_TAG)
+            libvirt_utils.delete_sheepdog_vdi(
+                vdi, libvirt_utils.RESIZE_SNAPSHOT_NAME)
+
+    @staticmethod
+    def snapshot_disks(instance, names):
+        """Keep VDIs of an instance as they are before its resize.
+
+        :param instance: the nova.objects.instance.Instance, shut down
+        :param names: names of the disks; those that do not exist are left
+            out
+        :raises: exception.SheepdogError
+        """
+        for name in names:
+            vdi = '%s_%s' % (instance.uuid, name)
+            tag = libvirt_utils.RESIZE_SNAPSHOT_NAME
+            # of a resize that failed
+            libvirt_utils.delete_sheepdog_vdi(vdi, tag)
+            try:
+                libvirt_utils.snapshot_sheepdog_vdi(vdi, tag)
+            except exception.SheepdogVDINotFound:
+                pass
+
+    @staticmethod
+    def roll_back_disks(instance, names):
+        """Have VDIs as they were when snapshot_disks() was called.
+
+        It may be called again when it was interrupted. 'dog vdi rollback'
+        would delete the disk and make it again as well, but who is to call it
+        again when there is no disk?
+
+        :param instance: the nova.objects.instance.Instance, shut down
+        :param names: names of the disks; those that have no such snapshot
+            are left as they are
+        :raises: exception.SheepdogError
+        """
+        for name in names:
+            vdi = '%s_%s' % (instance.uuid, name)
+            tag = libvirt_utils.RESIZE_SNAPSHOT_NAME
+            try:
+                libvirt_utils.clone_sheepdog_vdi(vdi, tag, vdi)
+            except exception.SheepdogVDINotFound:
+                continue
+            except exception.SheepdogVDIExists:
+                # so there is the snapshot to make it of
+                libvirt_utils.delete_sheepdog_vdi(vdi)
+                libvirt_utils.clone_sheepdog_vdi(vdi, tag, vdi)
+            libvirt_utils.delete_sheepdog_vdi(vdi, tag)
 
 
 class Backend:

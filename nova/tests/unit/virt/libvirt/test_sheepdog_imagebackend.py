@@ -10,6 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -189,6 +190,20 @@ class SheepdogImageTestCase(_SheepdogTestCase):
                              copy.read())
         self.assertLess(os.stat(target).st_blocks * 512, units.Mi)
 
+    def test_snapshot_extract_of_frozen_file_systems(self):
+        self.image.create_image(self._write_base, self.base, None)
+
+        @contextlib.contextmanager
+        def frozen():
+            self._write(self.image.vdi, b'frozen')
+            yield
+            self._write(self.image.vdi, b'thawed')
+
+        target = os.path.join(CONF.instances_path, 'target')
+        self.image.snapshot_extract(target, 'raw', frozen=frozen())
+        with open(target, 'rb') as copy:
+            self.assertEqual(b'frozen', copy.read(6))
+
     def test_failed_snapshot_extract_leaves_the_disk_alone(self):
         self.image.create_image(self._write_base, self.base, None)
         self.assertRaises(
@@ -204,12 +219,50 @@ class SheepdogImageTestCase(_SheepdogTestCase):
             for name in 'disk', 'disk.swap', 'scratch':
                 vdi = '%s_%s' % (instance.uuid, name)
                 libvirt_utils.create_sheepdog_vdi(vdi, units.Mi)
-                if name != 'disk.swap':
-                    libvirt_utils.snapshot_sheepdog_vdi(vdi, 'nova-snapshot')
+                libvirt_utils.snapshot_sheepdog_vdi(
+                    vdi, 'nova-resize' if name == 'disk.swap' else
+                    'nova-snapshot')
         imagebackend.Sheepdog.delete_disks(
             self.instance, ['disk', 'disk.local', 'disk.swap'])
         self.assertEqual({'%s_%s' % (other.uuid, name) for name in (
             'disk', 'disk.swap', 'scratch')}, self._names())
+
+    def _write(self, vdi, data):
+        self.sheepdog.run('vdi', 'write', vdi, '0', str(len(data)),
+                          stdin=data)
+
+    def test_roll_back_disks(self):
+        for name in 'disk', 'disk.local':
+            vdi = '%s_%s' % (self.instance.uuid, name)
+            libvirt_utils.create_sheepdog_vdi(vdi, 8 * units.Mi)
+            self._write(vdi, b'before')
+        names = ['disk', 'disk.local', 'disk.swap']
+        imagebackend.Sheepdog.snapshot_disks(self.instance, names)
+        libvirt_utils.resize_sheepdog_vdi(self.image.vdi, 16 * units.Mi)
+        self._write(self.image.vdi, b'after!')
+        # as an interrupted call leaves it
+        libvirt_utils.delete_sheepdog_vdi(
+            '%s_disk.local' % self.instance.uuid)
+        for _attempt in range(2):
+            imagebackend.Sheepdog.roll_back_disks(self.instance, names)
+            shown = self.dog('vdi', 'list', '-r').decode().splitlines()
+            self.assertEqual(
+                {('%s_%s' % (self.instance.uuid, name), str(8 * units.Mi))
+                 for name in ('disk', 'disk.local')},
+                {(line.split()[1], line.split()[3]) for line in shown})
+            self.assertEqual(2, len(shown))
+            self.assertEqual(b'before', self._read(self.image.vdi, 6))
+
+    def test_snapshot_disks_after_a_resize_that_failed(self):
+        libvirt_utils.create_sheepdog_vdi(self.image.vdi, 8 * units.Mi)
+        imagebackend.Sheepdog.snapshot_disks(self.instance, ['disk'])
+        self._write(self.image.vdi, b'since')
+        imagebackend.Sheepdog.snapshot_disks(self.instance, ['disk'])
+        self.assertEqual(b'since', self.dog(
+            'vdi', 'read', '-s', 'nova-resize', self.image.vdi, '0', '5'))
+        imagebackend.Sheepdog.delete_snapshots(self.instance, ['disk'])
+        self.assertEqual(
+            1, len(self.dog('vdi', 'list', '-r').splitlines()))
 
     def test_delete_disks_that_stay(self):
         self.image.create_image(self._write_base, self.base, None)
