@@ -39,8 +39,9 @@ def parse(arguments):
                     'COMMAND beside them as a user who may call nothing but '
                     'nova-rootwrap as root.',
         epilog='COMMAND finds in its environment: TESTBED_CONTROL, the '
-               'socket at which "start|stop|kill|restart libvirtd|tgtd" and '
-               '"targets" are asked for, a line each way; TESTBED_PORTAL, '
+               'socket at which "start|stop|kill|restart libvirtd|tgtd", '
+               '"hide|show dog|tgtadm" and "targets" are asked for, a line '
+               'each way; TESTBED_PORTAL, '
                'ADDRESS:PORT of tgtd; TESTBED_LOGS, a directory; HOME and '
                'TMPDIR of its own; VENV/bin first in its PATH. libvirtd is '
                'qemu:///system, and /etc/nova holds what VENV/etc/nova '
