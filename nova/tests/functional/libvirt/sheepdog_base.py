@@ -16,13 +16,17 @@ Its API, scheduler, conductor, nova-compute and placement are the real ones,
 on the fixtures of Nova's functional tests.
 """
 
+import contextlib
 import os
 import re
 import sys
+from unittest import mock
 
 import fixtures
 from lxml import etree
 from oslo_concurrency import processutils
+from oslo_utils.fixture import uuidsentinel as uuids
+from oslo_utils import importutils
 from oslo_utils import units
 import tenacity
 
@@ -31,6 +35,7 @@ from nova.tests.fixtures import boot_sector
 from nova.tests.fixtures import real_libvirt
 from nova.tests.fixtures import sheepdog
 from nova.tests.functional import integrated_helpers
+from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import imagebackend
 
 CONF = nova.conf.CONF
@@ -71,6 +76,8 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
     def _setup_services(self):
         # The base class calls this when the defaults of Nova's tests are
         # set and no service has read them yet.
+        self.addCleanup(self.real_libvirt.disconnect)
+        self.addCleanup(imagebackend.Sheepdog.stop_keeping_exports)
         self.sheepdog = self.start_cluster()
         state_path = self.useFixture(fixtures.TempDir()).path
         self.instances_path = os.path.join(state_path, 'instances')
@@ -105,20 +112,38 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
     def start_service(self, name, *args, **kwargs):
         service = super().start_service(name, *args, **kwargs)
         if name == 'compute':
-            self.addCleanup(self._stop_compute, service)
+            self.addCleanup(service.stop)
         return service
 
-    def _stop_compute(self, compute):
-        compute.stop()
-        timer = imagebackend.Sheepdog._restore_timer
-        if timer:
-            timer.stop()
-        self.real_libvirt.disconnect(compute.driver)
+    @staticmethod
+    def _stop_timer():
+        imagebackend.Sheepdog.stop_keeping_exports()
 
     def restart_compute(self):
         """Stop nova-compute and start it anew, guests going on."""
         self.compute = self.restart_compute_service(
             self.compute, keep_hypervisor_state=False)
+
+    def start_other_compute(self):
+        """Start a second nova-compute, which shares this one's libvirtd.
+
+        No server may run yet.
+        """
+        name = 'other'
+        with contextlib.ExitStack() as patches:
+            patches.enter_context(mock.patch.object(
+                libvirt_host.Host, 'get_hostname', return_value=name))
+            if importutils.try_import('nova.virt.node'):
+                patches.enter_context(mock.patch(
+                    'nova.virt.node.get_local_node_uuid',
+                    return_value=uuids.other))
+            compute = self.start_service('compute', host=name)
+            host = compute.driver._host
+            if hasattr(host, 'get_node_uuid'):
+                # It remembers it.
+                host.get_node_uuid()
+        host.get_hostname = lambda: name
+        return compute
 
     @staticmethod
     def wait_until(condition, *args, **kwargs):
@@ -233,18 +258,20 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         """Wait until the guest says that it has booted so many times."""
         self.wait_for_console(server, r'guest boot %d\n' % count)
 
+    def wait_for_beats(self, server):
+        """Wait until the guest has written to its disk once more."""
+        def beats():
+            return len(re.findall('guest beat', self.console(server)))
+
+        # The first might have been on its way already.
+        enough = beats() + 2
+        self.wait_until(lambda: beats() >= enough)
+
     def guest_xml(self, server):
         """Return the XML of the running guest as an lxml tree."""
-        guest = self.compute.driver._host._get_domain(
-            self._instance(server))
-        return etree.fromstring(guest.XMLDesc(0))
-
-    def _instance(self, server):
-        from nova import context
-        from nova import objects
-        with context.target_cell(context.get_admin_context(),
-                                 self.cell_mappings['cell1']) as cell_context:
-            return objects.Instance.get_by_uuid(cell_context, server['id'])
+        connection = self.compute.driver._host.get_connection()
+        return etree.fromstring(
+            connection.lookupByUUIDString(server['id']).XMLDesc(0))
 
     def vdis(self, server):
         """Return the VDIs of a server and their snapshots.
