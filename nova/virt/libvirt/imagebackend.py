@@ -155,7 +155,8 @@ class Sheepdog(Image):
         :param size: size of the VDI in bytes
         """
         with self._scratch_vdi():
-            libvirt_utils.create_sheepdog_vdi(self.scratch, size)
+            self._make_scratch(libvirt_utils.create_sheepdog_vdi,
+                               self.scratch, size)
             self._copy_scratch(path, 'raw', os.stat(path).st_blocks * 512,
                                into_scratch=True)
             libvirt_utils.snapshot_sheepdog_vdi(self.scratch,
@@ -174,8 +175,8 @@ class Sheepdog(Image):
         with self._scratch_vdi():
             libvirt_utils.snapshot_sheepdog_vdi(self.vdi, self.SNAPSHOT_TAG)
             try:
-                libvirt_utils.clone_sheepdog_vdi(
-                    self.vdi, self.SNAPSHOT_TAG, self.scratch)
+                self._make_scratch(libvirt_utils.clone_sheepdog_vdi,
+                                   self.vdi, self.SNAPSHOT_TAG, self.scratch)
             finally:
                 libvirt_utils.delete_sheepdog_vdi(self.vdi,
                                                   self.SNAPSHOT_TAG)
@@ -183,8 +184,7 @@ class Sheepdog(Image):
 
     @contextlib.contextmanager
     def _scratch_vdi(self):
-        """Start and end without a scratch VDI of this instance."""
-        self._delete_scratch(self.vdi)
+        """Have no scratch VDI any more when the body ends."""
         try:
             yield
         except Exception:
@@ -198,11 +198,21 @@ class Sheepdog(Image):
         else:
             self._delete_scratch(self.vdi)
 
+    def _make_scratch(self, make, *arguments):
+        try:
+            make(*arguments)
+        except exception.SheepdogVDIExists:
+            # of a nova-compute that was killed
+            self._delete_scratch(self.vdi)
+            make(*arguments)
+
     @classmethod
     def _delete_scratch(cls, vdi):
+        # The VDI goes last: as long as it is there, _make_scratch() notices
+        # what is left.
         scratch = vdi.partition('_')[0] + '_scratch'
-        libvirt_utils.delete_sheepdog_vdi(scratch)
         libvirt_utils.delete_sheepdog_vdi(scratch, cls.SNAPSHOT_TAG)
+        libvirt_utils.delete_sheepdog_vdi(scratch)
 
     def _copy_scratch(self, path, path_format, size, into_scratch=False):
         """Copy the scratch VDI to a local file or from it.
