@@ -180,8 +180,9 @@ def install(venv, *arguments):
                     for part in arguments)
     try:
         run('uv pip install ' + what,
-            [bootstrap() / 'bin/uv', 'pip', 'install', '--python',
-             venv / 'bin/python', *arguments], env=environment)
+            # As pip does: those who run it may not write there.
+            [bootstrap() / 'bin/uv', 'pip', 'install', '--compile-bytecode',
+             '--python', venv / 'bin/python', *arguments], env=environment)
     except EnvironmentFailure as failure:
         say('%s\nTrying again with pip.' % failure)
         run('pip install ' + what,
@@ -212,10 +213,21 @@ def prepare(release, pristine=False):
         install(path, '--no-deps', '-r', lock)
         if not pristine:
             install(path, '-c', lock, '-e', ROOT)
+        # By which an old setuptools has whoever imports distutils import all
+        # of setuptools: each nova-rootwrap of 26.2.2 twice as long.
+        for hook in path.glob('lib/python3*/site-packages/'
+                              'distutils-precedence.pth'):
+            hook.unlink()
         complete.write_text(checksum)
     if not pristine:
+        # Beside the other filters of this Nova, and not in those of a Nova
+        # that the host itself may have.
+        configuration = path / 'etc/rootwrap.conf'
+        configuration.write_text(
+            '[DEFAULT]\nfilters_path=%s\n' % (path / 'etc/nova/rootwrap.d'))
         run('Patching Nova %s' % release,
-            [path / 'bin/nova-sheepdog', 'apply'])
+            [path / 'bin/nova-sheepdog', 'apply', '--rootwrap-conf',
+             configuration])
     return path
 
 

@@ -26,6 +26,7 @@ import time
 BED = pathlib.Path('/run/testbed')
 CONTROL = BED / 'control'
 LOGS = BED / 'logs'
+ACTIONS = ('start', 'stop', 'kill', 'restart', 'hide', 'show')
 LIBVIRT_SOCKET = '/run/libvirt/libvirt-sock'
 
 LIBVIRTD_CONF = """\
@@ -86,7 +87,8 @@ def reveal(paths):
 def private_directories():
     """Cover what libvirtd, tgtd and sudo read and write."""
     mount('tmpfs', pathlib.Path('/run'))
-    for path in '/etc', '/var/lib', '/var/log', '/var/cache':
+    for path in ('/etc', '/usr/local/bin', '/usr/sbin', '/var/lib',
+                 '/var/log', '/var/cache'):
         layer = BED / 'layers' / path.replace('/', '-')
         for part in 'upper', 'work':
             (layer / part).mkdir(parents=True)
@@ -96,6 +98,13 @@ def private_directories():
     for path in ('/etc/libvirt', '/etc/nova', '/var/lib/libvirt',
                  '/var/log/libvirt', '/var/cache/libvirt', '/run/tgtd'):
         mount('tmpfs', pathlib.Path(path))
+    # libvirtd finds it as root and misses it as the user of the guests; each
+    # time it does, it asks QEMU anew what it can do, which takes a second.
+    kvm = pathlib.Path('/dev/kvm')
+    if kvm.exists():
+        nothing = BED / 'kvm'
+        nothing.touch(mode=0)
+        subprocess.run(['mount', '--bind', nothing, kvm], check=True)
 
 
 def write(path, text, mode=0o644):
@@ -114,11 +123,11 @@ def configure(options, path):
 
     nova = options.venv / 'etc/nova'
     shutil.copytree(nova, '/etc/nova', dirs_exist_ok=True)
-    rootwrap = [
-        'exec_dirs=' + path.replace(':', ',')
-        if line.startswith('exec_dirs=') else line
-        for line in (nova / 'rootwrap.conf').read_text().splitlines()]
-    write('/etc/nova/rootwrap.conf', '\n'.join(rootwrap) + '\n')
+    if options.dog:
+        # Where the backend looks for what it runs as root.
+        dog = pathlib.Path('/usr/local/bin/dog')
+        dog.unlink(missing_ok=True)
+        dog.symlink_to(options.dog)
 
     programs = ['nova-rootwrap']
     if options.rootwrap_daemon:
@@ -184,6 +193,19 @@ class Daemon:
         self.start()
 
 
+class Program:
+    """A program that can be missing for a while."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def hide(self):
+        os.rename(self.path, self.path + '.hidden')
+
+    def show(self):
+        os.rename(self.path + '.hidden', self.path)
+
+
 def libvirtd_answers():
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(LIBVIRT_SOCKET) == 0
@@ -205,8 +227,11 @@ def targets():
                     if line.startswith('Target '))
 
 
-def serve(daemons):
-    """Answer requests at the control socket."""
+def serve(controlled):
+    """Answer requests at the control socket.
+
+    :param controlled: dict of Daemons and Programs by name
+    """
     lock = threading.Lock()
 
     class Handler(socketserver.StreamRequestHandler):
@@ -218,9 +243,9 @@ def serve(daemons):
                         answer = 'ok ' + targets()
                     else:
                         action, name = words
-                        if action not in ('start', 'stop', 'kill', 'restart'):
+                        if action not in ACTIONS:
                             raise ValueError('no such action: ' + action)
-                        getattr(daemons[name], action)()
+                        getattr(controlled[name], action)()
                         answer = 'ok'
             except Exception as failure:
                 answer = 'error %s: %s' % (type(failure).__name__, failure)
@@ -256,11 +281,12 @@ def supervise(options):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     private_directories()
     revealed = [pathlib.Path(__file__).resolve().parents[2], options.venv]
-    path = '%s/bin:/usr/sbin:/usr/bin:/sbin:/bin' % options.venv
     if options.dog:
-        revealed.append(options.dog.parent)
-        path = '%s:%s' % (options.dog.parent, path)
+        # What it needs of its own is beside it.
+        revealed.append(options.dog.resolve().parent.parent)
     reveal(revealed)
+    path = ('%s/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:'
+            '/bin' % options.venv)
     configure(options, path)
 
     home, temporary = BED / 'home', BED / 'tmp'
@@ -276,7 +302,8 @@ def supervise(options):
     }
     for daemon in daemons.values():
         daemon.start()
-    serve(daemons)
+    serve(dict(daemons, dog=Program('/usr/local/bin/dog'),
+               tgtadm=Program('/usr/sbin/tgtadm')))
 
     environment = dict(os.environ, **concurrency(options.venv))
     environment.update(

@@ -13,11 +13,11 @@
 import contextlib
 import os
 import socket
+import threading
 
 from graft.fragment import after
 from graft.fragment import substitute
 from oslo_concurrency import processutils
-from oslo_service import loopingcall
 from oslo_utils import excutils
 from oslo_utils import netutils
 from oslo_utils import units
@@ -54,7 +54,7 @@ class Sheepdog(Image):
 
     # What images_sheepdog_transport=auto means here; check_host() finds out.
     _auto_transport = 'iscsi'
-    _restore_timer = None
+    _stop_keeping = None
 
     def __init__(
         self, instance=None, disk_name=None, path=None, disk_info_mapping=None
@@ -155,7 +155,8 @@ class Sheepdog(Image):
         :param size: size of the VDI in bytes
         """
         with self._scratch_vdi():
-            libvirt_utils.create_sheepdog_vdi(self.scratch, size)
+            self._make_scratch(libvirt_utils.create_sheepdog_vdi,
+                               self.scratch, size)
             self._copy_scratch(path, 'raw', os.stat(path).st_blocks * 512,
                                into_scratch=True)
             libvirt_utils.snapshot_sheepdog_vdi(self.scratch,
@@ -178,8 +179,8 @@ class Sheepdog(Image):
                 libvirt_utils.snapshot_sheepdog_vdi(self.vdi,
                                                     self.SNAPSHOT_TAG)
             try:
-                libvirt_utils.clone_sheepdog_vdi(
-                    self.vdi, self.SNAPSHOT_TAG, self.scratch)
+                self._make_scratch(libvirt_utils.clone_sheepdog_vdi,
+                                   self.vdi, self.SNAPSHOT_TAG, self.scratch)
             finally:
                 libvirt_utils.delete_sheepdog_vdi(self.vdi,
                                                   self.SNAPSHOT_TAG)
@@ -187,8 +188,7 @@ class Sheepdog(Image):
 
     @contextlib.contextmanager
     def _scratch_vdi(self):
-        """Start and end without a scratch VDI of this instance."""
-        self._delete_scratch(self.vdi)
+        """Have no scratch VDI any more when the body ends."""
         try:
             yield
         except Exception:
@@ -202,11 +202,21 @@ class Sheepdog(Image):
         else:
             self._delete_scratch(self.vdi)
 
+    def _make_scratch(self, make, *arguments):
+        try:
+            make(*arguments)
+        except exception.SheepdogVDIExists:
+            # of a nova-compute that was killed
+            self._delete_scratch(self.vdi)
+            make(*arguments)
+
     @classmethod
     def _delete_scratch(cls, vdi):
+        # The VDI goes last: as long as it is there, _make_scratch() notices
+        # what is left.
         scratch = vdi.partition('_')[0] + '_scratch'
-        libvirt_utils.delete_sheepdog_vdi(scratch)
         libvirt_utils.delete_sheepdog_vdi(scratch, cls.SNAPSHOT_TAG)
+        libvirt_utils.delete_sheepdog_vdi(scratch)
 
     def _copy_scratch(self, path, path_format, size, into_scratch=False):
         """Copy the scratch VDI to a local file or from it.
@@ -431,10 +441,24 @@ class Sheepdog(Image):
                     LOG.info('tgtd had been restarted; exported again: %s',
                              ', '.join(vdis))
 
-        if cls._restore_timer:
-            cls._restore_timer.stop()
-        cls._restore_timer = loopingcall.FixedIntervalLoopingCall(restore)
-        cls._restore_timer.start(interval=cls.RESTORE_INTERVAL)
+        def keep(stop):
+            while True:
+                restore()
+                if stop.wait(cls.RESTORE_INTERVAL):
+                    return
+
+        cls.stop_keeping_exports()
+        cls._stop_keeping = threading.Event()
+        # Not a looping call: one that is not stopped keeps the process, and
+        # drivers before Nova 34 are not told when to stop.
+        threading.Thread(target=keep, args=(cls._stop_keeping,),
+                         daemon=True).start()
+
+    @classmethod
+    def stop_keeping_exports(cls):
+        """End what keep_exports() does."""
+        if cls._stop_keeping:
+            cls._stop_keeping.set()
 
     @staticmethod
     def unexport_disks(instance):

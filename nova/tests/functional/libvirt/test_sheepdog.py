@@ -1,0 +1,264 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Servers whose disks are on Sheepdog, through Nova's API."""
+
+import os
+
+import ddt
+from oslo_utils import units
+
+from nova import context
+from nova import exception
+from nova.tests.fixtures import sheepdog
+from nova.tests.functional.libvirt import sheepdog_base
+
+
+@ddt.ddt
+class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
+
+    @ddt.data('raw', 'qcow2')
+    def test_boot_and_delete(self, disk_format):
+        server = self.boot(self.upload_image(disk_format))
+        self.assertEqual({'disk': units.Gi}, self.vdis(server))
+        self.assertEqual(1, len(self.targets(server)))
+        # The log of the console is a file, and no disk is.
+        self.assertNotIn('disk', [os.path.basename(path)
+                                  for path in self.files(server)])
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_every_kind_of_disk(self):
+        server = self.boot(
+            self.upload_image(), self.make_flavor(ephemeral=1, swap=8),
+            config_drive=True, user_data='I2Nsb3VkLWNvbmZpZwo=')
+        vdis = self.vdis(server)
+        self.assertEqual(
+            {'disk': units.Gi, 'disk.eph0': units.Gi,
+             'disk.swap': 8 * units.Mi, 'disk.config': vdis['disk.config']},
+            vdis)
+        xml = self.guest_xml(server)
+        self.assertEqual(
+            [('disk', 'disk'), ('disk', 'disk.eph0'), ('disk', 'disk.swap'),
+             ('cdrom', 'disk.config')],
+            [(disk.get('device'),
+              disk.find('source').get('name').rpartition('/')[0].partition(
+                  server['id'] + '.')[2])
+             for disk in xml.findall('devices/disk')])
+        # Something that guests understand is on each.
+        for name, offset, magic in (
+                ('disk.swap', 4096 - 10, b'SWAPSPACE2'),
+                ('disk.config', 32769, b'CD001')):
+            status, data, _err = self.sheepdog.run(
+                'vdi', 'read', '%s_%s' % (server['id'], name), str(offset),
+                str(len(magic)))
+            self.assertEqual((0, magic), (status, data))
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_image_larger_than_the_disk(self):
+        server = self._wait_for_state_change(
+            self.post_server(self.upload_image('qcow2', size=2 * units.Gi)),
+            'ERROR')
+        self.assertIn("Flavor's disk is too small",
+                      server['fault']['message'])
+        self.assert_nothing_left(server)
+
+    def test_disk_bus_and_limits(self):
+        flavor = self.make_flavor(
+            quota__disk_read_iops_sec='1000',
+            quota__disk_write_bytes_sec='104857600')
+        server = self.boot(
+            self.upload_image(hw_disk_bus='scsi',
+                              hw_scsi_model='virtio-scsi'), flavor)
+        disk = self.guest_xml(server).find('devices/disk')
+        self.assertEqual('scsi', disk.find('target').get('bus'))
+        self.assertEqual('1000', disk.findtext('iotune/read_iops_sec'))
+        self.assertEqual('104857600',
+                         disk.findtext('iotune/write_bytes_sec'))
+        self.assertEqual('iscsi', disk.find('source').get('protocol'))
+        self.assertEqual('none', disk.find('driver').get('cache'))
+
+    def test_power_states(self):
+        server = self.boot(self.upload_image())
+        self.act(server, 'reboot', {'type': 'SOFT'}, 'ACTIVE')
+        self.wait_for_boot(server, 2)
+        self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self.wait_for_boot(server, 3)
+        self.act(server, 'os-stop', None, 'SHUTOFF')
+        self.assertEqual({'disk': units.Gi}, self.vdis(server))
+        self.act(server, 'os-start', None, 'ACTIVE')
+        self.wait_for_boot(server, 4)
+        self.act(server, 'pause', None, 'PAUSED')
+        self.act(server, 'unpause', None, 'ACTIVE')
+        self.wait_for_beats(server)
+        self.act(server, 'suspend', None, 'SUSPENDED')
+        self.act(server, 'resume', None, 'ACTIVE')
+        self.wait_for_beats(server)
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_restart_of_compute_and_libvirtd(self):
+        server = self.boot(self.upload_image())
+        self.restart_compute()
+        self.wait_for_beats(server)
+        self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self.wait_for_boot(server, 2)
+
+        self.testbed.ask('kill', 'libvirtd')
+        self.wait_for_beats(server)
+        self.testbed.ask('start', 'libvirtd')
+        self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self.wait_for_boot(server, 3)
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_restart_of_tgtd(self):
+        running = self.boot(self.upload_image())
+        stopped = self.boot(self.upload_image())
+        self.act(stopped, 'os-stop', None, 'SHUTOFF')
+        self.testbed.ask('kill', 'tgtd')
+        self.testbed.ask('start', 'tgtd')
+        self.wait_for_beats(running)
+        self.act(stopped, 'os-start', None, 'ACTIVE')
+        self.wait_for_boot(stopped, 2)
+
+        # And if nobody was there to notice.
+        self.compute.stop()
+        self.testbed.ask('kill', 'tgtd')
+        self.testbed.ask('start', 'tgtd')
+        self.restart_compute()
+        self.wait_for_beats(running)
+        for server in running, stopped:
+            self._delete_server(server)
+            self.assert_nothing_left(server)
+
+    def test_migrations_are_refused(self):
+        other = self.start_other_compute()
+        server = self.boot(self.upload_image(), host='compute')
+        self.api.post_server_action(server['id'], {'os-migrateLive': {
+            'host': other.host, 'block_migration': 'auto'}})
+        self._wait_for_migration_status(server, ['error'])
+        event = self._wait_for_action_fail_completion(
+            server, 'live-migration',
+            'compute_check_can_live_migrate_destination')
+        self.assertIn('are on Sheepdog', str(event))
+        for action, arguments in (
+                ('migrate', None),
+                ('resize', {'flavorRef': self.make_flavor(disk=2)})):
+            self.api.post_server_action(server['id'], {action: arguments})
+            self._wait_for_migration_status(server, ['error'])
+            event = self._wait_for_action_fail_completion(
+                server, action, 'compute_resize_instance')
+            self.assertIn('not supported for Sheepdog', str(event))
+        server = self._wait_for_state_change(server, 'ACTIVE')
+        self.assertEqual('compute', server['OS-EXT-SRV-ATTR:host'])
+        self.wait_for_beats(server)
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_cluster_is_down_at_delete(self):
+        server = self.boot(self.upload_image())
+        self.sheepdog.kill()
+        self.api.delete_server(server['id'])
+        server = self._wait_for_state_change(server, 'ERROR')
+        self.sheepdog.start()
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_compute_is_down_at_delete(self):
+        server = self.boot(self.upload_image(),
+                           self.make_flavor(ephemeral=1))
+        self.compute.stop()
+        self.api.put_service(
+            self.api.get_services(binary='nova-compute')[0]['id'],
+            {'forced_down': True})
+        self._delete_server(server)
+        self.restart_compute()
+        # Both are done every few minutes.
+        admin = context.get_admin_context()
+        self.compute.manager._cleanup_running_deleted_instances(admin)
+        self.compute.manager._run_pending_deletes(admin)
+        self.assert_nothing_left(server)
+
+    def test_capacity(self):
+        # The sizes of the three sheep, by two copies.
+        _status, out, _err = self.sheepdog.run('node', 'info', '-r')
+        total = int(out.splitlines()[-1].split()[1])
+        provider, = self._get_all_providers()
+        self.assertEqual(
+            total // 2 // units.Gi, self._get_provider_inventory(
+                provider['uuid'])['DISK_GB']['total'])
+
+
+@ddt.ddt
+class SheepdogStartTestCase(sheepdog_base.SheepdogTestCase):
+    """nova-compute does not start, and says why."""
+
+    def start_cluster(self):
+        return self.useFixture(sheepdog.SheepdogFixture(
+            copies=None if 'unformatted' in self.id() else '2'))
+
+    def _setup_compute_service(self):
+        return None
+
+    def _assert_refused(self, *words):
+        refusal = self.assertRaises(
+            exception.InvalidConfiguration, self.start_service, 'compute',
+            host='compute')
+        for word in words:
+            self.assertIn(word, str(refusal))
+
+    def test_no_cluster(self):
+        self.sheepdog.kill()
+        self._assert_refused('images_sheepdog_host', 'images_sheepdog_port')
+
+    def test_unformatted_cluster(self):
+        self._assert_refused("'dog cluster format'")
+
+    @ddt.data('dog', 'tgtadm')
+    def test_program_is_missing(self, name):
+        self.addCleanup(self.testbed.ask, 'show', name)
+        self.testbed.ask('hide', name)
+        self._assert_refused(name, 'not installed')
+
+    def test_no_tgtd(self):
+        self.addCleanup(self.testbed.ask, 'start', 'tgtd')
+        self.testbed.ask('stop', 'tgtd')
+        self._assert_refused('tgtadm', 'tgt daemon')
+
+    def test_other_portal(self):
+        self.flags(group='libvirt', images_sheepdog_portal='127.0.0.1:1')
+        self._assert_refused('images_sheepdog_portal', '127.0.0.1:1')
+
+    def test_qemu_without_the_driver(self):
+        self.flags(group='libvirt', images_sheepdog_transport='native')
+        self._assert_refused('images_sheepdog_transport', '6.1')
+
+
+class OtherImagesTypeTestCase(sheepdog_base.SheepdogTestCase):
+
+    IMAGES_TYPE = 'qcow2'
+
+    def test_boot_and_delete(self):
+        """Nothing of Sheepdog is asked for where it is not chosen."""
+        self.sheepdog.kill()
+        self.addCleanup(self.testbed.ask, 'show', 'dog')
+        self.testbed.ask('hide', 'dog')
+        server = self.boot(self.upload_image('qcow2'))
+        self.assertEqual([], self.testbed.targets())
+        self.assertIn('disk', [os.path.basename(path)
+                               for path in self.files(server)])
+        self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self.wait_for_boot(server, 2)
+        self._delete_server(server)
+        self.assertEqual([], self.files(server))
