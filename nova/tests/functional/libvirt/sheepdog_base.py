@@ -32,6 +32,7 @@ import tenacity
 
 import nova.conf
 from nova.tests.fixtures import boot_sector
+from nova.tests.fixtures import keeping_glance
 from nova.tests.fixtures import real_libvirt
 from nova.tests.fixtures import sheepdog
 from nova.tests.functional import integrated_helpers
@@ -62,6 +63,9 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
     def setUp(self):
         self.real_libvirt = self.useFixture(real_libvirt.RealLibvirtFixture())
         self.testbed = self.real_libvirt.testbed
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.GlanceFixture',
+            keeping_glance.GlanceFixture))
         super().setUp()
 
     def start_cluster(self):

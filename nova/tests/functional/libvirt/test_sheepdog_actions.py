@@ -1,0 +1,149 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What can be done to a server on Sheepdog, proved by its guest.
+
+The guest counts its boots on its root disk, so the count tells whose disk it
+has booted from, and as of when.
+"""
+
+import ddt
+from oslo_utils import units
+
+from nova.tests.functional.libvirt import sheepdog_base
+
+
+@ddt.ddt
+class SheepdogActionsTestCase(sheepdog_base.SheepdogTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.flags(allow_resize_to_same_host=True, shelved_offload_time=0)
+
+    def _resize(self, server, **flavor):
+        return self.act(server, 'resize', {
+            'flavorRef': self.make_flavor(**flavor)}, 'VERIFY_RESIZE')
+
+    def _snapshot(self, server):
+        """Make an image of a server, and return its id."""
+        image_id = self.api.post_server_action(
+            server['id'], {'createImage': {'name': 'snapshot'}})['image_id']
+        self.wait_until(
+            lambda: self.glance.images[image_id]['status'] == 'active')
+        self.wait_until(lambda: self.api.get_server(server['id'])[
+            'OS-EXT-STS:task_state'] is None)
+        return image_id
+
+    @ddt.data(('raw', None), ('qcow2', 'os-stop'), ('raw', 'pause'))
+    @ddt.unpack
+    def test_create_image(self, image_format, action):
+        self.flags(group='libvirt', snapshot_image_format=image_format)
+        server = self.boot(self.upload_image())
+        if action:
+            self.act(server, action, None,
+                     {'os-stop': 'SHUTOFF', 'pause': 'PAUSED'}[action])
+        image_id = self._snapshot(server)
+        self.assertEqual(image_format,
+                         self.glance.images[image_id]['disk_format'])
+        self.assertEqual({'disk': units.Gi}, self.vdis(server))
+        self.assertEqual(1, len(self.targets(server)))
+        if action is None:
+            # Its disk is as good as before.
+            self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+            self.wait_for_boot(server, 2)
+        other = self._wait_for_state_change(
+            self.post_server(image_id), 'ACTIVE')
+        self.wait_for_boot(other, 2)
+        for each in server, other:
+            self._delete_server(each)
+            self.assert_nothing_left(each)
+
+    def test_resize_and_confirm(self):
+        server = self.boot(self.upload_image(),
+                           self.make_flavor(ephemeral=1, swap=16))
+        self._resize(server, disk=2, ephemeral=2, swap=8)
+        self.wait_for_boot(server, 2)
+        sizes = {'disk': 2 * units.Gi, 'disk.eph0': 2 * units.Gi,
+                 'disk.swap': 8 * units.Mi}
+        self.assertEqual(
+            dict(sizes, **{'disk@nova-resize': units.Gi,
+                           'disk.eph0@nova-resize': units.Gi,
+                           'disk.swap@nova-resize': 16 * units.Mi}),
+            self.vdis(server))
+        self.act(server, 'confirmResize', None, 'ACTIVE')
+        self.wait_until(lambda: self.vdis(server) == sizes)
+        self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self.wait_for_boot(server, 3)
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_resize_and_revert(self):
+        server = self.boot(self.upload_image(),
+                           self.make_flavor(ephemeral=1, swap=8))
+        sizes = self.vdis(server)
+        self._resize(server, disk=2, ephemeral=1, swap=0)
+        self.wait_for_boot(server, 2)
+        self.assertNotIn('disk.swap', self.vdis(server))
+        self.act(server, 'revertResize', None, 'ACTIVE')
+        # The disk is as it was before: that boot has not been counted.
+        self.wait_for_boot(server, 2)
+        self.assertEqual(sizes, self.vdis(server))
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_resize_down_is_refused(self):
+        server = self.boot(self.upload_image(), self.make_flavor(disk=2))
+        self.api.post_server_action(server['id'], {
+            'resize': {'flavorRef': self.make_flavor(disk=1)}})
+        self._wait_for_migration_status(server, ['error'])
+        self._wait_for_state_change(server, 'ACTIVE')
+        self.assertEqual({'disk': 2 * units.Gi}, self.vdis(server))
+
+    def test_delete_while_resized(self):
+        server = self.boot(self.upload_image())
+        self._resize(server, disk=2)
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_rescue(self):
+        server = self.boot(self.upload_image(), config_drive=True)
+        before = self.vdis(server)
+        self.act(server, 'rescue', {
+            'rescue_image_ref': self.upload_image()}, 'RESCUE')
+        self.wait_for_boot(server, 1)
+        self.assertEqual(
+            {'disk.rescue', 'disk.config.rescue'},
+            set(self.vdis(server)) - set(before))
+        self.act(server, 'unrescue', None, 'ACTIVE')
+        self.wait_for_boot(server, 2)
+        self.assertEqual(before, self.vdis(server))
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_rebuild(self):
+        server = self.boot(self.upload_image())
+        self.act(server, 'rebuild', {'imageRef': self.upload_image('qcow2')},
+                 'ACTIVE')
+        self.wait_for_boot(server, 1)
+        self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self.wait_for_boot(server, 2)
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_shelve_and_unshelve(self):
+        server = self.boot(self.upload_image())
+        self.act(server, 'shelve', None, 'SHELVED_OFFLOADED')
+        self.assert_nothing_left(server)
+        self.act(server, 'unshelve', None, 'ACTIVE')
+        self.wait_for_boot(server, 2)
+        self._delete_server(server)
+        self.assert_nothing_left(server)
