@@ -27,6 +27,7 @@ sys.path.insert(0, os.path.join(
     'nova', 'tests', 'fixtures'))
 
 import sheepdog  # noqa: E402
+import tgtd  # noqa: E402,F401
 
 #: A cluster with this VDI was formatted by this suite.
 MARKER = 'made-by-the-contract-suite-which-may-wipe-this-cluster'
