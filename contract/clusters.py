@@ -34,7 +34,7 @@ MARKER = 'made-by-the-contract-suite-which-may-wipe-this-cluster'
 
 _REFUSAL = """\
 The Sheepdog cluster at %s:%d is formatted already, and not by this suite.
-The suite formats and wipes the cluster it runs on, so it leaves this one alone.
+The suite formats and wipes the cluster it runs on, so it left this one alone.
 Give it one that was never formatted: start sheep with new, empty directories,
 and set SHEEPDOG_HOST and SHEEPDOG_PORT to one of them."""
 
