@@ -12,9 +12,13 @@
 
 """What only the simulator does: counting, failing, starting again."""
 
+import os
+import select
 import subprocess
+import sys
 import time
 
+import fixtures
 import testtools
 
 from contract import clusters
@@ -281,6 +285,27 @@ class TestFullCluster(SimulatorTestCase):
 
 
 class TestProcesses(SimulatorTestCase):
+
+    def test_it_ends_with_the_process_that_started_it(self):
+        program = (
+            'import os, sys\n'
+            'from contract import clusters\n'
+            'cluster = clusters.sheepdog.SheepdogFixture()\n'
+            'cluster.setUp()\n'
+            'print(cluster.pid, flush=True)\n'
+            'sys.stdin.read()\n'
+            'os._exit(1)\n')
+        directory = self.useFixture(fixtures.TempDir()).path
+        with subprocess.Popen(
+                [sys.executable, '-c', program], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=os.path.dirname(os.path.dirname(__file__)),
+                env=dict(os.environ, TMPDIR=directory)) as starter:
+            pid = os.pidfd_open(int(starter.stdout.readline()))
+            starter.stdin.close()
+            ended = select.select([pid], [], [], 30)[0]
+            os.close(pid)
+        self.assertEqual([pid], ended)
 
     def test_dog_streams(self):
         self._dog('create', 'vdi', '256M')
