@@ -56,7 +56,7 @@ fi
 if [ $# -gt 0 ]; then
     suites=("$@")
 else
-    mapfile -t suites < <("$tox" list --no-desc -q)
+    mapfile -t suites < <("$tox" list -d --no-desc -q)
 fi
 rm -rf "$results"
 started=$SECONDS

@@ -27,13 +27,14 @@ sys.path.insert(0, os.path.join(
     'nova', 'tests', 'fixtures'))
 
 import sheepdog  # noqa: E402
+import tgtd  # noqa: E402,F401
 
 #: A cluster with this VDI was formatted by this suite.
 MARKER = 'made-by-the-contract-suite-which-may-wipe-this-cluster'
 
 _REFUSAL = """\
 The Sheepdog cluster at %s:%d is formatted already, and not by this suite.
-The suite formats and wipes the cluster it runs on, so it leaves this one alone.
+The suite formats and wipes the cluster it runs on, so it left this one alone.
 Give it one that was never formatted: start sheep with new, empty directories,
 and set SHEEPDOG_HOST and SHEEPDOG_PORT to one of them."""
 

@@ -15,6 +15,7 @@ import testtools
 from testtools import content
 
 from contract import clusters
+from contract import record
 from contract import transcripts
 
 
@@ -41,3 +42,8 @@ class TestContract(testtools.TestCase):
         clusters.check_unformatted(cluster)
         self.addCleanup(clusters.mark, cluster)
         self._replay(cluster, transcripts.load('dog-transcripts.json'))
+
+    def test_2_more_transcripts(self):
+        cluster = self.useFixture(clusters.get())
+        clusters.format(cluster, '-c', '2')
+        self._replay(cluster, transcripts.load(record.NAME))

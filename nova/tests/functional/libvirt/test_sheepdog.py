@@ -115,8 +115,8 @@ class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
         self.wait_for_boot(server, 2)
 
         self.testbed.ask('kill', 'libvirtd')
-        self.wait_for_beats(server)
         self.testbed.ask('start', 'libvirtd')
+        self.wait_for_beats(server)
         self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
         self.wait_for_boot(server, 3)
         self._delete_server(server)
@@ -224,7 +224,6 @@ class SheepdogStartTestCase(sheepdog_base.SheepdogTestCase):
         self._assert_refused(name, 'not installed')
 
     def test_no_tgtd(self):
-        self.addCleanup(self.testbed.ask, 'start', 'tgtd')
         self.testbed.ask('stop', 'tgtd')
         self._assert_refused('tgtadm', 'tgt daemon')
 
