@@ -113,7 +113,7 @@ NEAR_MISSES = [
 
     # snapshots that are not Nova's
     *((*DOG, 'vdi', 'delete', *GATEWAY, '-s', tag, VDI) for tag in (
-        'backup', '1', '', '-f', TAG + '\n', TAG + '2', 'nova-resize')),
+        'backup', '1', '', '-f', TAG + '\n', TAG + '2', 'nova-')),
     (*DOG, 'vdi', 'snapshot', *GATEWAY, '-s', 'backup', VDI),
     (*DOG, 'vdi', 'clone', *GATEWAY, '-s', '1', VDI, VDI),
     (*DOG, 'vdi', 'clone', *GATEWAY, VDI, VDI),
@@ -230,6 +230,8 @@ class RootwrapTest(testtools.TestCase):
                 tgt.export({iqn: image.vdi})
                 targets = 'Target 1: %s\n' % iqn
                 imagebackend.Sheepdog.unexport_disks(instance)
+            imagebackend.Sheepdog.snapshot_disks(instance, names)
+            imagebackend.Sheepdog.roll_back_disks(instance, names)
             imagebackend.Sheepdog.delete_disks(instance, names)
         return list(calls)
 
