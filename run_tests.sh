@@ -23,8 +23,8 @@ SUITE it runs them all, quick ones first:
                       and tgtd; needs root
   upstream-RELEASE    Nova's own tests of what is patched
 
-RELEASE is 26.2.2 or 34.0.0 (any other with a file under locks/ can be named).
-All that is made is in .cache and .tox.
+RELEASE is 26.2.2 or 34.0.0. All that is made is in .cache and .tox, but for
+Debian packages.
 
   --no-system  do not install the Debian packages of bindep.txt that are
                missing (left out anyway when this is not root)
