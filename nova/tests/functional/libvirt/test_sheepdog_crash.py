@@ -1,0 +1,185 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Whatever dies while a server boots: once it is deleted, nothing is left."""
+
+import subprocess
+import threading
+from unittest import mock
+
+import ddt
+import fixtures
+from oslo_concurrency import lockutils
+
+from nova.tests.functional.api import client as api_client
+from nova.tests.functional.libvirt import sheepdog_base
+from nova.virt.libvirt import guest as libvirt_guest
+from nova.virt.libvirt.storage import tgt
+from nova.virt.libvirt import utils as libvirt_utils
+
+
+class ComputeKilled(BaseException):
+    """Ends a thread of a nova-compute that is dead."""
+
+
+@ddt.ddt
+class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
+
+    def setUp(self):
+        super().setUp()
+        # Long enough for a loaded machine.
+        self.flags(group='libvirt', images_sheepdog_timeout=10)
+
+    def _kill_compute_within(self, owner, name, replacement):
+        """Boot a server, and kill nova-compute on the way.
+
+        :param replacement: what runs in the place of a function of
+            nova-compute; when it returns, nova-compute dies
+        :returns: the server, with nova-compute started again
+        """
+        killed = threading.Event()
+        never = threading.Event()
+
+        def run_and_die(*args, **kwargs):
+            replacement(*args, **kwargs)
+            killed.set()
+            # What is dead does not go on, and no handler runs either, before
+            # the end of the test.
+            never.wait()
+            raise ComputeKilled()
+
+        self.addCleanup(never.set)
+        with mock.patch.object(owner, name, run_and_die):
+            server = self.post_server(self.upload_image())
+            self.wait_until(killed.is_set)
+        # Another process has locks of its own.
+        for locks in '_semaphores', '_fair_locks':
+            self.useFixture(fixtures.MockPatchObject(
+                lockutils, locks, type(getattr(lockutils, locks))()))
+        self.restart_compute()
+        return server
+
+    def _is_settled(self, server):
+        server = self.api.get_server(server['id'])
+        return (server['status'] in ('ACTIVE', 'ERROR') and
+                server['OS-EXT-STS:task_state'] is None)
+
+    def _delete_in_the_end(self, server):
+        """Delete a server, again if that fails, and see what is left."""
+        try:
+            for _attempt in range(5):
+                self.api.delete_server(server['id'])
+                self.wait_until(self._is_settled, server)
+        except api_client.OpenStackApiNotFoundException:
+            self.assert_nothing_left(server)
+        else:
+            self.fail('It cannot be deleted: %s' %
+                      self.api.get_server(server['id'])['fault'])
+
+    # Steps of a boot, in their order, and where they are.
+    STEPS = {
+        'create_sheepdog_vdi': libvirt_utils,
+        'export': tgt,
+        'copy_with_qemu_img': libvirt_utils,
+        'unexport': tgt,
+        'snapshot_sheepdog_vdi': libvirt_utils,
+        'clone_sheepdog_vdi': libvirt_utils,
+        'launch': libvirt_guest.Guest,
+    }
+
+    @ddt.data(*STEPS)
+    def test_compute_is_killed_after(self, name):
+        owner = self.STEPS[name]
+        self._delete_in_the_end(self._kill_compute_within(
+            owner, name, getattr(owner, name)))
+
+    def test_copy_outlives_compute(self):
+        """qemu-img goes on when the nova-compute that started it is dead."""
+        copies = []
+
+        def start_copy(path, url, image_format, _size, into_new_vdi):
+            copies.append(subprocess.Popen(
+                ['qemu-img', 'convert', '-n', '-f', 'raw', '-O', image_format,
+                 path, url]))
+            self.wait_until(lambda: self.sheepdog.stats()['clients'].get(
+                'tgt', {}).get('bytes_written'))
+
+        self.sheepdog.fault('hang', subcommand='tgt', operation='*WRITE*',
+                            when='after')
+        server = self._kill_compute_within(
+            libvirt_utils, 'copy_with_qemu_img', start_copy)
+        self.addCleanup(copies[0].kill)
+        self.api.delete_server(server['id'])
+        self.sheepdog.clear_faults()
+        self._delete_in_the_end(server)
+        copies[0].wait(sheepdog_base.LIMIT)
+        self.assert_nothing_left(server)
+
+    @ddt.data(
+        ('vdi create', 'NEW_VDI', 'before'),
+        ('vdi create', 'NEW_VDI', 'after'),
+        ('tgt', 'READ_OBJ', 'before'),
+        ('tgt', '*WRITE*', 'before'),
+        ('tgt', '*WRITE*', 'after'),
+        ('vdi snapshot', 'NEW_VDI', 'after'),
+        ('vdi clone', 'NEW_VDI', 'after'),
+        ('vdi delete', 'DEL_VDI', 'before'),
+        ('vdi delete', 'DEL_VDI', 'after'))
+    @ddt.unpack
+    def test_cluster_is_killed(self, client, operation, when):
+        self.sheepdog.fault('kill', subcommand=client, operation=operation,
+                            when=when)
+        server = self.post_server(self.upload_image())
+        self.sheepdog.wait_killed()
+        self.sheepdog.start()
+        self.wait_until(self._is_settled, server)
+        self._delete_in_the_end(server)
+
+    def test_cluster_stays_down(self):
+        self.sheepdog.fault('kill', subcommand='vdi snapshot')
+        server = self.post_server(self.upload_image())
+        self.wait_until(self._is_settled, server)
+        self.sheepdog.restart()
+        self._delete_in_the_end(server)
+
+    def test_connection_is_lost_while_data_is_copied(self):
+        self.sheepdog.fault('drop', subcommand='tgt', operation='*WRITE*')
+        server = self.post_server(self.upload_image())
+        self.wait_until(self._is_settled, server)
+        self._delete_in_the_end(server)
+
+    @ddt.data('export', 'copy_with_qemu_img', 'unexport', 'launch')
+    def test_tgtd_is_killed_before(self, name):
+        owner = self.STEPS[name]
+        function = getattr(owner, name)
+
+        def kill_and_run(*args, **kwargs):
+            self.testbed.ask('kill', 'tgtd')
+            self.testbed.ask('start', 'tgtd')
+            return function(*args, **kwargs)
+
+        with mock.patch.object(owner, name, kill_and_run):
+            server = self.post_server(self.upload_image())
+            self.wait_until(self._is_settled, server)
+        self._delete_in_the_end(server)
+
+    def test_tgtd_is_killed_while_data_is_copied(self):
+        self.sheepdog.fault('hang', subcommand='tgt', operation='*WRITE*',
+                            when='after')
+        server = self.post_server(self.upload_image())
+        self.wait_until(lambda: self.sheepdog.stats()['clients'].get(
+            'tgt', {}).get('bytes_written'))
+        self.testbed.ask('kill', 'tgtd')
+        self.sheepdog.clear_faults()
+        self.testbed.ask('start', 'tgtd')
+        self.wait_until(self._is_settled, server)
+        self._delete_in_the_end(server)
