@@ -143,9 +143,16 @@ def configure(options, path):
     os.unlink('/etc/sudoers')
     write('/etc/sudoers', SUDOERS % {
         'user': user, 'path': path, 'allowed': ', '.join(allowed)}, 0o440)
-    # sudo looks its host up, and no resolver need be there to answer.
-    with open('/etc/hosts', 'a') as hosts:
-        hosts.write('127.0.0.1 %s\n' % socket.gethostname())
+    for database, entry in (
+            # sudo looks its host up, and no resolver need be there to answer.
+            ('hosts', '127.0.0.1 %s\n' % socket.gethostname()),
+            # libvirtd looks these up, whatever qemu.conf says. In Debian they
+            # come with libvirt-daemon-system, which would start a libvirtd.
+            ('passwd', 'libvirt-qemu:x:%d:%d::/:/usr/sbin/nologin\n' % (
+                options.user.pw_uid, options.user.pw_gid)),
+            ('group', 'libvirt-qemu:x:%d:\n' % options.user.pw_gid)):
+        with open('/etc/' + database, 'a') as entries:
+            entries.write(entry)
 
 
 class Daemon:
