@@ -98,15 +98,14 @@ class Sheepdog(Image):
             'native', 'sheepdog')
         if info.source_protocol == 'sheepdog':
             info.source_name = self.vdi
-            host = CONF.libvirt.images_sheepdog_host
-            port = CONF.libvirt.images_sheepdog_port
+            host, port = libvirt_utils.get_sheepdog_gateway()
         else:
             info.source_name = '%s/%s' % (
                 libvirt_utils.get_sheepdog_iqn(self.vdi), tgt.LUN)
             host, _colon, port = (
                 CONF.libvirt.images_sheepdog_portal.partition(':'))
         info.source_hosts = [host]
-        info.source_ports = [str(port)]
+        info.source_ports = [port]
         return info
 
     def _can_fallocate(self):
@@ -172,12 +171,11 @@ class Sheepdog(Image):
         :param frozen: context manager to hold while the cluster takes its
             snapshot, which is a part of a second, and not while it is copied
         """
-        # a crash may have left one
-        libvirt_utils.delete_sheepdog_vdi(self.vdi, self.SNAPSHOT_TAG)
         with self._scratch_vdi():
             with frozen or contextlib.nullcontext():
-                libvirt_utils.snapshot_sheepdog_vdi(self.vdi,
-                                                    self.SNAPSHOT_TAG)
+                if not libvirt_utils.snapshot_sheepdog_disk(
+                        self.vdi, self.SNAPSHOT_TAG):
+                    raise exception.DiskNotFound(location=self.path)
             try:
                 self._make_scratch(libvirt_utils.clone_sheepdog_vdi,
                                    self.vdi, self.SNAPSHOT_TAG, self.scratch)
@@ -228,8 +226,7 @@ class Sheepdog(Image):
         """
         if self.get_transport() == 'native':
             url = 'sheepdog://%s:%s/%s' % (
-                CONF.libvirt.images_sheepdog_host,
-                CONF.libvirt.images_sheepdog_port, self.scratch)
+                *libvirt_utils.get_sheepdog_gateway(), self.scratch)
             exported = contextlib.nullcontext()
         else:
             # A name of its own: a copy that outlived its nova-compute must
@@ -326,6 +323,12 @@ class Sheepdog(Image):
                   "qemu-block-extra)") %
                 {'transport': cls.get_transport(), 'lack': lack})
         if cls.get_transport() == 'iscsi':
+            if CONF.libvirt.images_sheepdog_port > 9999:
+                raise exception.InvalidConfiguration(
+                    _("[libvirt]images_sheepdog_port = %d cannot be used with "
+                      "the iscsi transport: tgtd reads four digits of it (seen "
+                      "in tgt 1.0.85). Have sheep listen on a port below "
+                      "10000") % CONF.libvirt.images_sheepdog_port)
             tgt.check()
             cls._check_portal()
         LOG.info('Guests reach their VDIs by the %s transport',
@@ -492,12 +495,9 @@ class Sheepdog(Image):
             vdi = '%s_%s' % (instance.uuid, name)
             if (libvirt_utils.delete_sheepdog_vdi(vdi) and
                     libvirt_utils.sheepdog_vdi_exists(vdi)):
-                raise exception.SheepdogError(
-                    gateway='%s:%s' % (CONF.libvirt.images_sheepdog_host,
-                                       CONF.libvirt.images_sheepdog_port),
-                    command='dog vdi delete %s' % vdi,
-                    reason=_('the VDI is still there; delete the server '
-                             'again'))
+                raise libvirt_utils.get_sheepdog_error(
+                    'dog vdi delete %s' % vdi,
+                    _('the VDI is still there; delete the server again'))
 
     @classmethod
     def delete_snapshots(cls, instance, names):
@@ -523,13 +523,8 @@ class Sheepdog(Image):
         """
         for name in names:
             vdi = '%s_%s' % (instance.uuid, name)
-            tag = libvirt_utils.RESIZE_SNAPSHOT_NAME
-            # of a resize that failed
-            libvirt_utils.delete_sheepdog_vdi(vdi, tag)
-            try:
-                libvirt_utils.snapshot_sheepdog_vdi(vdi, tag)
-            except exception.SheepdogVDINotFound:
-                pass
+            libvirt_utils.snapshot_sheepdog_disk(
+                vdi, libvirt_utils.RESIZE_SNAPSHOT_NAME)
 
     @staticmethod
     def roll_back_disks(instance, names):

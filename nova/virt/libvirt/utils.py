@@ -15,6 +15,7 @@ import typing as ty
 from graft.fragment import after
 from graft.fragment import before
 from oslo_concurrency import processutils
+from oslo_utils import units
 
 from nova import exception
 from nova.i18n import _
@@ -23,6 +24,7 @@ from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt.utils import CONF
 from nova.virt.libvirt.utils import ROOT_PATH
 from nova.virt.libvirt.utils import SHEEPDOG_IQN
+from nova.virt.libvirt.utils import SHEEPDOG_ROOM
 
 
 @after('', "RESIZE_SNAPSHOT_NAME = 'nova-resize'")
@@ -33,6 +35,9 @@ def _():
     # of the user nova, who could have root run any program of that name.
     ROOT_PATH = ('/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:'
                  '/sbin:/bin')
+
+    # Bytes, copies included, that a cluster has to have left for a snapshot
+    SHEEPDOG_ROOM = 256 * units.Mi
 
 @after('', 'def load_file(path: str) -> str:')
 def run_with_time_limit(
@@ -84,6 +89,36 @@ def explain_failed_command(
 
 
 @after('', 'def load_file(path: str) -> str:')
+def get_sheepdog_gateway() -> ty.Tuple[str, str]:
+    """Tell where the sheep daemon listens.
+
+    dog and tgtd take the first address that a name has, and that of localhost
+    may be an IPv6 one, where no sheep listens.
+
+    :returns: IPv4 address and port
+    """
+    host = CONF.libvirt.images_sheepdog_host
+    return ('127.0.0.1' if host == 'localhost' else host,
+            str(CONF.libvirt.images_sheepdog_port))
+
+
+@after('', 'def load_file(path: str) -> str:')
+def get_sheepdog_error(
+    command: str, reason: str,
+    kind: ty.Type[exception.SheepdogError] = exception.SheepdogError,
+) -> exception.SheepdogError:
+    """Make the error of a command that did not do what it should.
+
+    :param command: the command
+    :param reason: what went wrong, and what to do
+    :param kind: class of the error
+    :returns: the error, to be raised
+    """
+    return kind(gateway=':'.join(get_sheepdog_gateway()), command=command,
+                reason=reason)
+
+
+@after('', 'def load_file(path: str) -> str:')
 def _dog(subcommand: str, *arguments: str) -> ty.Tuple[str, str]:
     """Run ``dog`` against the gateway.
 
@@ -93,9 +128,8 @@ def _dog(subcommand: str, *arguments: str) -> ty.Tuple[str, str]:
     :raises: exception.SheepdogVDINotFound, exception.SheepdogVDIExists or
         exception.SheepdogError
     """
-    host = CONF.libvirt.images_sheepdog_host
-    port = CONF.libvirt.images_sheepdog_port
-    command = ('dog', *subcommand.split(), '-a', host, '-p', str(port),
+    host, port = get_sheepdog_gateway()
+    command = ('dog', *subcommand.split(), '-a', host, '-p', port,
                *arguments)
     try:
         out, err = run_with_time_limit(
@@ -111,17 +145,16 @@ def _dog(subcommand: str, *arguments: str) -> ty.Tuple[str, str]:
         reason = str(e)
     if reason.endswith(('No VDI found', 'VDI not found',
                         'Failed to find requested tag')):
-        error = exception.SheepdogVDINotFound
+        kind = exception.SheepdogVDINotFound
     elif reason.endswith('VDI exists already'):
-        error = exception.SheepdogVDIExists
+        kind = exception.SheepdogVDIExists
     else:
-        error = exception.SheepdogError
+        kind = exception.SheepdogError
     if 'failed to connect' in reason or reason.endswith('I/O error'):
         reason = _('%s. Check [libvirt]images_sheepdog_host and '
                    'images_sheepdog_port, and that the sheep daemon runs '
                    'there') % reason
-    raise error(gateway='%s:%s' % (host, port), command=' '.join(command),
-                reason=reason)
+    raise get_sheepdog_error(' '.join(command), reason, kind)
 
 
 @after('', 'def load_file(path: str) -> str:')
@@ -151,13 +184,10 @@ def get_sheepdog_redundancy() -> float:
             if not colon:
                 return float(data)
             return (int(data) + int(parity)) / int(data)
-    raise exception.SheepdogError(
-        gateway='%s:%s' % (CONF.libvirt.images_sheepdog_host,
-                           CONF.libvirt.images_sheepdog_port),
-        command='dog cluster info',
-        reason=_("the cluster is not ready: %s. A new cluster is made ready "
-                 "by 'dog cluster format'") %
-        (out.splitlines() or [_('no answer')])[0])
+    raise get_sheepdog_error(
+        'dog cluster info',
+        _("the cluster is not ready: %s. A new cluster is made ready by 'dog "
+          "cluster format'") % (out.splitlines() or [_('no answer')])[0])
 
 
 @after('', 'def load_file(path: str) -> str:')
@@ -231,6 +261,51 @@ def snapshot_sheepdog_vdi(vdi: str, tag: str) -> None:
 
 
 @after('', 'def load_file(path: str) -> str:')
+def snapshot_sheepdog_disk(vdi: str, tag: str) -> bool:
+    """Take the snapshot of a VDI whose data matters, in place of an old one.
+
+    A cluster that is full makes the VDI its own snapshot, and leaves none of
+    that name (seen on Sheepdog 1.0.1). So there has to be room; where there
+    was none all the same, the VDI is made again of the snapshot.
+
+    :param vdi: name of the VDI
+    :param tag: name of the snapshot
+    :returns: False if there is no such VDI
+    :raises: exception.SheepdogError
+    """
+    if not sheepdog_vdi_exists(vdi):
+        return False
+    # Only now: where the VDI is missing, its snapshot may be all there is.
+    delete_sheepdog_vdi(vdi, tag)
+    out, _err = _dog('node info -r')
+    free = int(out.splitlines()[-1].split()[3])
+    if free < SHEEPDOG_ROOM:
+        raise get_sheepdog_error(
+            'dog node info',
+            _('the cluster has room for %(free)d more MiB, copies included, '
+              'and %(room)d are wanted before a snapshot of VDI %(vdi)s; add '
+              'storage or delete servers') %
+            {'free': free // 2**20, 'room': SHEEPDOG_ROOM // 2**20,
+             'vdi': vdi})
+    try:
+        snapshot_sheepdog_vdi(vdi, tag)
+    except exception.SheepdogError as e:
+        if not sheepdog_vdi_exists(vdi):
+            try:
+                clone_sheepdog_vdi(vdi, tag, vdi)
+            except exception.SheepdogError as lost:
+                raise get_sheepdog_error(
+                    'dog vdi snapshot',
+                    _("%(error)s. The data of VDI %(vdi)s is in its snapshot "
+                      "%(tag)s; make room, and have it back by 'dog vdi "
+                      "clone -s %(tag)s %(vdi)s %(vdi)s', which failed now: "
+                      "%(lost)s") %
+                    {'error': e, 'vdi': vdi, 'tag': tag, 'lost': lost})
+        raise
+    return True
+
+
+@after('', 'def load_file(path: str) -> str:')
 def clone_sheepdog_vdi(vdi: str, tag: str, clone: str) -> None:
     """Make a new VDI of a snapshot, with which it shares its data.
 
@@ -285,12 +360,10 @@ def copy_with_qemu_img(
             '-O', target_format, source, target,
             timeout=CONF.libvirt.images_sheepdog_timeout + size // 2**20)
     except (processutils.ProcessExecutionError, OSError) as e:
-        raise exception.SheepdogError(
-            gateway='%s:%s' % (CONF.libvirt.images_sheepdog_host,
-                               CONF.libvirt.images_sheepdog_port),
-            command='qemu-img convert %s %s' % (source, target),
-            reason=(explain_failed_command(e, '') if
-                    isinstance(e, processutils.ProcessExecutionError) else e))
+        raise get_sheepdog_error(
+            'qemu-img convert %s %s' % (source, target),
+            explain_failed_command(e, '') if
+            isinstance(e, processutils.ProcessExecutionError) else str(e))
 
 
 @after('', 'def load_file(path: str) -> str:')

@@ -28,6 +28,7 @@ from oslo_utils import excutils
 
 import nova.conf
 from nova import exception
+from nova.i18n import _
 from nova import utils
 from nova.virt.libvirt import utils as libvirt_utils
 
@@ -54,6 +55,11 @@ def _tgtadm(*arguments):
         reason = libvirt_utils.explain_failed_command(e, 'sheepdog.filters')
     except OSError as e:
         reason = str(e)
+    if '--bstype' in arguments and 'invalid request' in reason:
+        reason = _("%s. Either there is no such VDI, or the cluster was "
+                   "formatted with -l and still has the lock of a tgtd that "
+                   "was killed, which 'dog vdi lock unlock' takes away"
+                   ) % reason
     raise exception.TgtError(command=' '.join(command), reason=reason)
 
 
@@ -66,8 +72,8 @@ def check():
     if 'sheepdog' not in out.partition('Backing stores:')[2].split():
         raise exception.TgtError(
             command='tgtadm --mode system --op show',
-            reason='it has no backing store named sheepdog; Debian\'s tgt '
-                   'package has it')
+            reason=_('it has no backing store named sheepdog; Debian\'s tgt '
+                     'package has it'))
 
 
 def get_tgtd_start():
@@ -137,8 +143,7 @@ def _export(iqn, vdi, targets):
     try:
         _tgtadm('--mode', 'logicalunit', '--op', 'new', *unit,
                 '--bstype', 'sheepdog', '-b', 'tcp:%s:%s:%s' % (
-                    CONF.libvirt.images_sheepdog_host,
-                    CONF.libvirt.images_sheepdog_port, vdi))
+                    *libvirt_utils.get_sheepdog_gateway(), vdi))
         # The ids that tgtd gives by itself are the same on every host.
         serial = uuid.uuid5(uuid.NAMESPACE_OID, vdi).hex
         _tgtadm('--mode', 'logicalunit', '--op', 'update', *unit,

@@ -463,6 +463,11 @@ class SheepdogCheckHostTestCase(_SheepdogTestCase):
         self.flags(images_sheepdog_portal='127.0.0.1:1', group='libvirt')
         self._assert_refused('images_sheepdog_portal = 127.0.0.1:1')
 
+    def test_port_that_tgtd_cannot_read(self):
+        self.patch_object(libvirt_utils, 'check_sheepdog_cluster')
+        self.flags(images_sheepdog_port=10000, group='libvirt')
+        self._assert_refused('images_sheepdog_port', 'below 10000')
+
     def test_no_cluster(self):
         self.sheepdog.kill()
         self._assert_refused('images_sheepdog_host', 'images_sheepdog_port')

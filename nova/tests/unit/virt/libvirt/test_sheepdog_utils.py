@@ -92,6 +92,11 @@ class SheepdogUtilsTestCase(sheepdog_base.SheepdogTestMixin,
             exception.SheepdogError,
             libvirt_utils.sheepdog_vdi_exists, 'a')
 
+    def test_localhost_is_an_ipv4_address(self):
+        self.flags(images_sheepdog_host='localhost', group='libvirt')
+        self.assertEqual(('127.0.0.1', str(self.sheepdog.port)),
+                         libvirt_utils.get_sheepdog_gateway())
+
     def test_no_answer(self):
         self.flags(images_sheepdog_timeout=1, group='libvirt')
         self.install('dog', 'exec tail -f /dev/null\n')
@@ -150,6 +155,56 @@ class SheepdogUtilsTestCase(sheepdog_base.SheepdogTestMixin,
     def test_get_disk_type_from_path(self):
         self.assertEqual('sheepdog', libvirt_utils.get_disk_type_from_path(
             'sheepdog:0123_disk'))
+
+
+class SheepdogFullTestCase(sheepdog_base.SheepdogTestMixin,
+                           test.NoDBTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.start_sheepdog(node_size=64 * units.Mi)
+        libvirt_utils.create_sheepdog_vdi('a', 4 * units.Mi)
+        self.sheepdog.run('vdi', 'write', 'a', '0', '5', stdin=b'hello')
+
+    def _read(self):
+        return self.dog('vdi', 'read', 'a', '0', '5')
+
+    def test_snapshot_is_refused_in_time(self):
+        self.assertRaisesRegex(
+            exception.SheepdogError, 'add storage',
+            libvirt_utils.snapshot_sheepdog_disk, 'a', 'tag')
+        self.assertEqual(b'hello', self._read())
+        self.patch_object(libvirt_utils, 'SHEEPDOG_ROOM', new=0)
+        self.assertTrue(libvirt_utils.snapshot_sheepdog_disk('a', 'tag'))
+
+    def _take_the_vdi_away(self):
+        """Have a snapshot do what it does on a full Sheepdog 1.0.1."""
+        def snapshot(vdi, tag):
+            self.dog('vdi', 'snapshot', '-s', tag, vdi)
+            self.dog('vdi', 'delete', vdi)
+            raise exception.SheepdogError(gateway='', command='', reason='')
+
+        self.patch_object(libvirt_utils, 'SHEEPDOG_ROOM', new=0)
+        self.patch_object(libvirt_utils, 'snapshot_sheepdog_vdi',
+                          side_effect=snapshot)
+
+    def test_vdi_is_made_again(self):
+        self._take_the_vdi_away()
+        self.assertRaises(exception.SheepdogError,
+                          libvirt_utils.snapshot_sheepdog_disk, 'a', 'tag')
+        self.assertEqual(b'hello', self._read())
+
+    def test_vdi_that_cannot_be_made_again(self):
+        self._take_the_vdi_away()
+        self.sheepdog.fault('error', subcommand='vdi clone', result=0x15,
+                            operation='NEW_VDI')
+        self.assertRaisesRegex(
+            exception.SheepdogError, 'dog vdi clone -s tag a a',
+            libvirt_utils.snapshot_sheepdog_disk, 'a', 'tag')
+        # Its snapshot is not taken for one that a crash left.
+        self.assertFalse(libvirt_utils.snapshot_sheepdog_disk('a', 'tag'))
+        libvirt_utils.clone_sheepdog_vdi('a', 'tag', 'a')
+        self.assertEqual(b'hello', self._read())
 
 
 @ddt.ddt
