@@ -16,6 +16,7 @@ import os
 from graft.fragment import after
 from graft.fragment import before
 from graft.fragment import substitute
+from oslo_utils import uuidutils
 
 from nova import block_device
 from nova import context as nova_context
@@ -104,6 +105,33 @@ class LibvirtDriver:
                 LOG.error('Failed to delete the VDIs: %s', e,
                           instance=instance)
                 return False
+
+    @after('manage_image_cache',
+           'self.image_cache_manager.update(context, all_instances)')
+    def _(self):
+        if CONF.libvirt.images_type == 'sheepdog':
+            self._delete_leftovers_of_builds()
+
+    @after('', 'def _cleanup_rbd(self, instance):')
+    def _delete_leftovers_of_builds(self):
+        """Delete what failed builds left and no host is told to delete.
+
+        Nova takes the host off an instance whose build it gives up, so the
+        deletion of the instance does not come here. When the VDIs could not
+        be deleted as the build failed, its directory is still there. Another
+        host may build it meanwhile: nothing is done before it is deleted.
+        """
+        context = nova_context.get_admin_context(read_deleted='yes')
+        defined = set(self.list_instance_uuids())
+        for uuid in os.listdir(CONF.instances_path):
+            if not uuidutils.is_uuid_like(uuid) or uuid in defined:
+                continue
+            try:
+                instance = objects.Instance.get_by_uuid(context, uuid)
+            except exception.InstanceNotFound:
+                continue
+            if instance.deleted and instance.host is None:
+                self.delete_instance_files(instance)
 
     @after('unrescue', "if CONF.libvirt.images_type == 'rbd':")
     def _(self, instance):

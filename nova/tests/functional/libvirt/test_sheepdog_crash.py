@@ -20,6 +20,7 @@ import ddt
 import fixtures
 from oslo_concurrency import lockutils
 
+from nova import context
 from nova.tests.functional.api import client as api_client
 from nova.tests.functional.libvirt import sheepdog_base
 from nova.virt.libvirt import guest as libvirt_guest
@@ -73,13 +74,20 @@ class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
         return (server['status'] in ('ACTIVE', 'ERROR') and
                 server['OS-EXT-STS:task_state'] is None)
 
-    def _delete_in_the_end(self, server):
-        """Delete a server, again if that fails, and see what is left."""
+    def _delete_in_the_end(self, server, image_cache_pass=False):
+        """Delete a server, again if that fails, and see what is left.
+
+        :param image_cache_pass: whether Nova's image-cache pass comes before
+            the look
+        """
         try:
             for _attempt in range(5):
                 self.api.delete_server(server['id'])
                 self.wait_until(self._is_settled, server)
         except api_client.OpenStackApiNotFoundException:
+            if image_cache_pass:
+                self.compute.manager._run_image_cache_manager_pass(
+                    context.get_admin_context())
             self.assert_nothing_left(server)
         else:
             self.fail('It cannot be deleted: %s' %
@@ -149,7 +157,8 @@ class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
         server = self.post_server(self.upload_image())
         self.wait_until(self._is_settled, server)
         self.sheepdog.restart()
-        self._delete_in_the_end(server)
+        # The host is off the instance, so its deletion does not come here.
+        self._delete_in_the_end(server, image_cache_pass=True)
 
     def test_connection_is_lost_while_data_is_copied(self):
         self.sheepdog.fault('drop', subcommand='tgt', operation='*WRITE*')
