@@ -123,11 +123,11 @@ class LibvirtDriver:
         """
         context = nova_context.get_admin_context(read_deleted='yes')
         defined = set(self.list_instance_uuids())
-        for uuid in os.listdir(CONF.instances_path):
-            if not uuidutils.is_uuid_like(uuid) or uuid in defined:
+        for name in os.listdir(CONF.instances_path):
+            if not uuidutils.is_uuid_like(name) or name in defined:
                 continue
             try:
-                instance = objects.Instance.get_by_uuid(context, uuid)
+                instance = objects.Instance.get_by_uuid(context, name)
             except exception.InstanceNotFound:
                 continue
             if instance.deleted and instance.host is None:

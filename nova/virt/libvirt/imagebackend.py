@@ -325,10 +325,10 @@ class Sheepdog(Image):
         if cls.get_transport() == 'iscsi':
             if CONF.libvirt.images_sheepdog_port > 9999:
                 raise exception.InvalidConfiguration(
-                    _("[libvirt]images_sheepdog_port = %d cannot be used with "
-                      "the iscsi transport: tgtd reads four digits of it (seen "
-                      "in tgt 1.0.85). Have sheep listen on a port below "
-                      "10000") % CONF.libvirt.images_sheepdog_port)
+                    _("[libvirt]images_sheepdog_port = %d cannot be used "
+                      "with the iscsi transport: tgtd reads four digits of it "
+                      "(seen in tgt 1.0.85). Have sheep listen on a port "
+                      "below 10000") % CONF.libvirt.images_sheepdog_port)
             tgt.check()
             cls._check_portal()
         LOG.info('Guests reach their VDIs by the %s transport',
