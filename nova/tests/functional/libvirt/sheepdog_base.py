@@ -44,7 +44,7 @@ node = importutils.try_import('nova.virt.node')
 
 CONF = nova.conf.CONF
 # Seconds that a guest, a server or a daemon may take for anything.
-LIMIT = 60
+LIMIT = 240
 
 
 class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
