@@ -283,13 +283,39 @@ def upstream(suite):
             suite.counts.failed += sorted(set(counts.failed) - both)
 
 
-def functional(suite):
-    """The functional tests, beside a real libvirtd, QEMU and tgtd."""
-    tests = suite.packages / 'nova/tests/functional/libvirt'
+def beside_testbed(suite, counts, *arguments):
+    """Run functional tests beside a real libvirtd, QEMU and tgtd."""
     suite.stestr(
-        suite.packages, tests, [r'\.test_sheepdog'], time_limit=600,
+        suite.packages, suite.packages / 'nova/tests/functional/libvirt',
+        arguments, time_limit=600, counts=counts,
         through=[environment.PYTHON, ROOT / 'tools/testbed', '--venv',
                  suite.venv, '--'])
+
+
+def functional(suite):
+    """The functional tests.
+
+    What fails is run once more in a test bed of its own, since what a loaded
+    machine does to guests and daemons is no fault of the patch.  It is said,
+    and counts as failed if it fails again.
+    """
+    first = Counts(suite.counts.suite)
+    beside_testbed(suite, first, r'\.test_sheepdog')
+    suite.counts.passed += first.passed
+    suite.counts.skipped += first.skipped
+    if first.failed:
+        again = Counts('%s, once more' % suite.counts.suite)
+        with tempfile.NamedTemporaryFile('w') as listed:
+            listed.write('\n'.join(first.failed) + '\n')
+            listed.flush()
+            # The user of the test bed reads it.
+            os.chmod(listed.name, 0o644)
+            beside_testbed(suite, again, '--load-list', listed.name)
+        print('%s: passed only when run once more: %s' % (
+            suite.counts.suite, ', '.join(sorted(
+                set(first.failed) - set(again.failed))) or 'none'))
+        suite.counts.passed += again.passed
+        suite.counts.failed += again.failed
 
 
 SUITES = {function.__name__: function for function in (

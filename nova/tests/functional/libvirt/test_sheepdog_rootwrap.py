@@ -194,7 +194,7 @@ class RootwrapTest(testtools.TestCase):
         calls = {}
         answers = {
             'cluster info': 'Cluster store: plain with 2 redundancy policy',
-            'node info': 'Total 3 1 2 33% 0',
+            'node info': 'Total 3000000000 0 3000000000 0% 0',
             'system --op': 'Backing stores:\n    sheepdog',
         }
 
@@ -202,7 +202,7 @@ class RootwrapTest(testtools.TestCase):
             if run_as_root:
                 calls[command] = None
             words = ' '.join(command)
-            if 'vdi getattr' in words:
+            if 'vdi getattr' in words and not there:
                 raise processutils.ProcessExecutionError(
                     stderr='VDI not found', exit_code=5)
             if '--mode target --op show' in words:
@@ -210,6 +210,7 @@ class RootwrapTest(testtools.TestCase):
             return next((answer for part, answer in answers.items()
                          if part in words), ''), ''
 
+        there = False
         instance = objects.Instance(uuid=uuids.instance)
         path = self.useFixture(fixtures.TempDir()).join('disk')
         with open(path, 'w') as disk:
@@ -221,6 +222,7 @@ class RootwrapTest(testtools.TestCase):
             tgt.check()
             for name in names:
                 targets = ''
+                there = True
                 image = imagebackend.Sheepdog(instance, name)
                 image.exists()
                 image.import_file(instance, path, name)
@@ -232,6 +234,7 @@ class RootwrapTest(testtools.TestCase):
                 imagebackend.Sheepdog.unexport_disks(instance)
             imagebackend.Sheepdog.snapshot_disks(instance, names)
             imagebackend.Sheepdog.roll_back_disks(instance, names)
+            there = False
             imagebackend.Sheepdog.delete_disks(instance, names)
         return list(calls)
 
