@@ -123,6 +123,7 @@ def hide(text):
     """
     text = re.sub(r'(?m)^([=cs] .* \d+ \d+ \d+ \d+ )\d{10}(?= )', r'\1<ctime>',
                   text)
+    text = re.sub(_TOKENS['<created>'], '<created>', text)
     text = re.sub(_TOKENS['<date>'], '<date>', text)
     return re.sub(r'(?<=127\.0\.0\.1:)\d+|(?<= port:)\d+', '<port>', text)
 

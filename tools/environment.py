@@ -214,8 +214,14 @@ def prepare(release, pristine=False):
             install(path, '-c', lock, '-e', ROOT)
         complete.write_text(checksum)
     if not pristine:
+        # Beside the other filters of this Nova, and not in those of a Nova
+        # that the host itself may have.
+        configuration = path / 'etc/rootwrap.conf'
+        configuration.write_text(
+            '[DEFAULT]\nfilters_path=%s\n' % (path / 'etc/nova/rootwrap.d'))
         run('Patching Nova %s' % release,
-            [path / 'bin/nova-sheepdog', 'apply'])
+            [path / 'bin/nova-sheepdog', 'apply', '--rootwrap-conf',
+             configuration])
     return path
 
 

@@ -27,6 +27,9 @@ DESCRIPTION = """
 Gives OpenStack Nova a Sheepdog image backend: weaves the patch into a
 pristine Nova of any supported release, and takes it back.
 """
+REPLACED = """\
+The patched Nova was replaced by another one. Run "apply" to patch this one,
+or "revert" to remove what is left of the patch."""
 
 
 def main(argv=None):
@@ -119,7 +122,8 @@ def _apply(arguments):
     with done.locked():
         _mend(done)
         _refuse_changed(done)
-        if done.is_applied and done.manifest['fingerprint'] == fingerprint:
+        if (done.is_applied and not done.missing() and
+                done.manifest['fingerprint'] == fingerprint):
             print(f'{_name(nova)} is patched already; nothing to do.')
             return
         changes = the_patch.changes(done.read, nova.release)
@@ -161,7 +165,7 @@ def _refuse_changed(done):
     if changed:
         raise graft.GraftError(
             'Somebody changed what the patch wrote; nothing was done. '
-            'Changed or missing:\n  ' + '\n  '.join(map(str, changed)) +
+            'Not as it was:\n  ' + '\n  '.join(map(str, changed)) +
             '\nBring these files back as they were, or install this Nova '
             'again.')
 
@@ -191,18 +195,18 @@ def _status(arguments):
         print('A run of nova-sheepdog was interrupted here. Run "apply" or '
               '"revert".')
     elif done.is_replaced:
-        print('The patched Nova was replaced by another one. Run "apply" to '
-              'patch this one, or "revert" to remove what is left of the '
-              'patch.')
+        print(REPLACED)
     elif done.is_applied:
         print(f'Patched by nova-sheepdog {done.manifest["version"]}.')
         if done.manifest['fingerprint'] != patch.Patch().fingerprint:
             print(f'The patch of this nova-sheepdog, {graft.__version__}, is '
                   'another one: "apply" puts it in its place.')
-        changed = done.changed_since()
+        changed, missing = done.changed_since(), done.missing()
         for path in changed:
-            print(f'Changed since, or missing: {path}')
-        return 1 if changed else 0
+            print(f'Somebody changed {path}.')
+        for path in missing:
+            print(f'Somebody removed {path}: "apply" brings it back.')
+        return 1 if changed or missing else 0
     else:
         print('Not patched.')
     return 1
@@ -215,6 +219,8 @@ def _pristine(arguments):
         return wheel.read, wheel.release
     nova = tree.find(arguments.nova)
     done = record.Record(nova)
+    if done.is_replaced:
+        raise graft.GraftError(REPLACED)
     _refuse_changed(done)
     return done.read, nova.release
 

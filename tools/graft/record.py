@@ -165,15 +165,24 @@ class Record:
                    for entry in self._entries())
 
     def changed_since(self):
-        """Paths of the files that are neither pristine nor as patched."""
+        """Paths of the files that are neither pristine nor as patched.
+
+        A new file that is missing does not count: nothing of anybody is
+        lost when the patch is taken back.
+        """
         changed = []
         for entry in self._entries():
             allowed = [entry['after']]
-            if self.is_interrupted:
+            if self.is_interrupted or entry['before'] is None:
                 allowed.append(entry['before'])
             if self._digest(entry) not in allowed:
                 changed.append(self._path(entry))
         return changed
+
+    def missing(self):
+        """Paths of the new files that somebody removed."""
+        return [self._path(entry) for entry in self._entries()
+                if entry['before'] is None and self._digest(entry) is None]
 
     def read(self, path):
         """Pristine content of a path of Nova's source tree, or None."""

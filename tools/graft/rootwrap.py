@@ -80,9 +80,9 @@ def place(changes, sources, done, configuration):
                 reason = f'{target} differs and is not from this command'
             else:
                 target = directories[0] / name
-                reason = (f'{configuration or "no rootwrap.conf"} names no '
-                          'directory of root that is there and can be '
-                          'written to')
+                reason = (f'{configuration} names no directory of root that '
+                          'is there and can be written to' if configuration
+                          else 'this Nova came without a rootwrap.conf')
             hints.append(
                 f'The rootwrap filters are not installed: {reason}. Do it '
                 'by:\n  sudo install -D -o root -g root -m 0644 '

@@ -20,6 +20,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -78,13 +79,17 @@ class Nova:
     :ivar root: the directory that holds the package
     :ivar is_source: whether it is a source tree and not an installed Nova
     :ivar release: its version, 'unknown' when nothing says it
+    :ivar installation_record: path of the list of installed files, None when
+        there is none
     """
 
     def __init__(self, package):
         self.package = package
         self.root = package.parent
         # "pip install --target" makes an etc/nova too.
-        self.is_source = not self._find_record() and any(
+        self.installation_record = next(
+            self.root.glob('nova-*.dist-info/RECORD'), None)
+        self.is_source = not self.installation_record and any(
             (self.root / name).exists() for name in
             ('setup.cfg', 'pyproject.toml', 'etc/nova'))
         self.release = self._find_release()
@@ -98,16 +103,13 @@ class Nova:
                 return email.message_from_file(stream)['Version']
         except FileNotFoundError:
             pass
-        if (self.root / '.git').exists():
+        if (self.root / '.git').exists() and shutil.which('git'):
             done = subprocess.run(
                 ['git', '-C', str(self.root), 'describe', '--tags'],
                 capture_output=True, text=True)
             if done.returncode == 0:
                 return done.stdout.strip()
         return 'unknown'
-
-    def _find_record(self):
-        return next(self.root.glob('nova-*.dist-info/RECORD'), None)
 
     def read(self, path):
         """Content of a path of Nova's source tree, None when absent.
@@ -121,11 +123,6 @@ class Nova:
             return (self.root / path).read_bytes()
         except FileNotFoundError:
             return None
-
-    @property
-    def installation_record(self):
-        """Path of the list of installed files, None when there is none."""
-        return None if self.is_source else self._find_record()
 
     def find_rootwrap_configuration(self):
         """Path of the rootwrap.conf that came with this Nova, or None."""

@@ -50,8 +50,8 @@ def parse(arguments):
         help='environment with the Nova to use')
     parser.add_argument(
         '--dog', type=pathlib.Path,
-        help='the dog that rootwrap and COMMAND find; none: the '
-             'simulator\'s')
+        help='the dog to use (default: the one of the simulated cluster in '
+             'this Nova)')
     parser.add_argument(
         '--user', default='nobody', type=pwd.getpwnam,
         help='user who runs COMMAND and the guests (default: nobody)')
@@ -69,8 +69,13 @@ def parse(arguments):
                      % options.venv)
     if options.dog:
         options.dog = options.dog.absolute()
-        if not os.access(options.dog, os.X_OK):
-            parser.error('--dog: %s cannot be run' % options.dog)
+    else:
+        options.dog = next(options.venv.glob(
+            'lib/python3*/site-packages/nova/tests/fixtures/sheepdog/dog'),
+            None)
+    if not (options.dog and os.access(options.dog, os.X_OK)):
+        parser.error('--dog: %s cannot be run' % (
+            options.dog or 'what is not given, and is not in this Nova,'))
     if os.geteuid():
         parser.error('this needs root: namespaces, libvirtd and tgtd do')
     missing = [name for name in PROGRAMS if not shutil.which(name)]

@@ -86,7 +86,8 @@ def reveal(paths):
 def private_directories():
     """Cover what libvirtd, tgtd and sudo read and write."""
     mount('tmpfs', pathlib.Path('/run'))
-    for path in '/etc', '/var/lib', '/var/log', '/var/cache':
+    for path in ('/etc', '/usr/local/bin', '/var/lib', '/var/log',
+                 '/var/cache'):
         layer = BED / 'layers' / path.replace('/', '-')
         for part in 'upper', 'work':
             (layer / part).mkdir(parents=True)
@@ -114,11 +115,11 @@ def configure(options, path):
 
     nova = options.venv / 'etc/nova'
     shutil.copytree(nova, '/etc/nova', dirs_exist_ok=True)
-    rootwrap = [
-        'exec_dirs=' + path.replace(':', ',')
-        if line.startswith('exec_dirs=') else line
-        for line in (nova / 'rootwrap.conf').read_text().splitlines()]
-    write('/etc/nova/rootwrap.conf', '\n'.join(rootwrap) + '\n')
+    if options.dog:
+        # Where the backend looks for what it runs as root.
+        dog = pathlib.Path('/usr/local/bin/dog')
+        dog.unlink(missing_ok=True)
+        dog.symlink_to(options.dog)
 
     programs = ['nova-rootwrap']
     if options.rootwrap_daemon:
@@ -256,11 +257,12 @@ def supervise(options):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     private_directories()
     revealed = [pathlib.Path(__file__).resolve().parents[2], options.venv]
-    path = '%s/bin:/usr/sbin:/usr/bin:/sbin:/bin' % options.venv
     if options.dog:
-        revealed.append(options.dog.parent)
-        path = '%s:%s' % (options.dog.parent, path)
+        # What it needs of its own is beside it.
+        revealed.append(options.dog.resolve().parent.parent)
     reveal(revealed)
+    path = ('%s/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:'
+            '/bin' % options.venv)
     configure(options, path)
 
     home, temporary = BED / 'home', BED / 'tmp'

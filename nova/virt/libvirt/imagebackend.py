@@ -13,11 +13,11 @@
 import contextlib
 import os
 import socket
+import threading
 
 from graft.fragment import after
 from graft.fragment import substitute
 from oslo_concurrency import processutils
-from oslo_service import loopingcall
 from oslo_utils import excutils
 from oslo_utils import netutils
 from oslo_utils import units
@@ -54,7 +54,7 @@ class Sheepdog(Image):
 
     # What images_sheepdog_transport=auto means here; check_host() finds out.
     _auto_transport = 'iscsi'
-    _restore_timer = None
+    _stop_keeping = None
 
     def __init__(
         self, instance=None, disk_name=None, path=None, disk_info_mapping=None
@@ -431,10 +431,24 @@ class Sheepdog(Image):
                     LOG.info('tgtd had been restarted; exported again: %s',
                              ', '.join(vdis))
 
-        if cls._restore_timer:
-            cls._restore_timer.stop()
-        cls._restore_timer = loopingcall.FixedIntervalLoopingCall(restore)
-        cls._restore_timer.start(interval=cls.RESTORE_INTERVAL)
+        def keep(stop):
+            while True:
+                restore()
+                if stop.wait(cls.RESTORE_INTERVAL):
+                    return
+
+        cls.stop_keeping_exports()
+        cls._stop_keeping = threading.Event()
+        # Not a looping call: one that is not stopped keeps the process, and
+        # drivers before Nova 34 are not told when to stop.
+        threading.Thread(target=keep, args=(cls._stop_keeping,),
+                         daemon=True).start()
+
+    @classmethod
+    def stop_keeping_exports(cls):
+        """End what keep_exports() does."""
+        if cls._stop_keeping:
+            cls._stop_keeping.set()
 
     @staticmethod
     def unexport_disks(instance):

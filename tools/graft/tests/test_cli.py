@@ -106,7 +106,7 @@ class SourceTreeTestCase(CommandTestCase):
         self.driver.write_text('a = 1\n')
         status, out, _ = self.run_here('status')
         self.assertEqual(1, status)
-        self.assertIn(f'Changed since, or missing: {self.driver}\n', out)
+        self.assertIn(f'Somebody changed {self.driver}.\n', out)
 
     def change_manifest(self, **values):
         path = self.tree.root / 'nova/.nova-sheepdog/manifest.json'
@@ -154,6 +154,7 @@ class SourceTreeTestCase(CommandTestCase):
         self.succeed('apply')
         base.write(self.tree.root, base.NOVA)
         self.assertIn('was replaced', self.run_here('status')[1])
+        self.fail_with('Run "apply" to patch this one', 'diff')
         self.assertIn('was replaced', self.succeed(name))
         self.succeed('revert')
         self.assert_pristine()
@@ -162,9 +163,23 @@ class SourceTreeTestCase(CommandTestCase):
     def test_somebody_changed_a_file(self, name):
         self.succeed('apply')
         self.driver.write_text('a = 1\n')
-        self.fail_with(f'Changed or missing:\n  {self.driver}\n', name)
+        self.fail_with(f'Not as it was:\n  {self.driver}\n', name)
         self.change_manifest(state='reverting')
-        self.fail_with(f'Changed or missing:\n  {self.driver}\n', name)
+        self.fail_with(f'Not as it was:\n  {self.driver}\n', name)
+
+    @ddt.data('apply', 'revert')
+    def test_somebody_removed_a_new_file(self, name):
+        self.succeed('apply')
+        notes = self.tree.root / 'nova/virt/notes.txt'
+        notes.unlink()
+        status, out, _ = self.run_here('status')
+        self.assertEqual(1, status)
+        self.assertIn(f'Somebody removed {notes}: "apply" brings', out)
+        self.succeed(name)
+        if name == 'apply':
+            self.assertEqual(0, self.run_here('status')[0])
+            self.succeed('revert')
+        self.assert_pristine()
 
     @ddt.data('apply', 'diff', 'check')
     def test_does_not_fit(self, name):

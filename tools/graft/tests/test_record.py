@@ -195,11 +195,14 @@ class SourceTreeTestCase(RecordTestCase):
 
     def test_somebody_changed_a_file(self):
         self.apply()
+        tool = self.tree.root / 'nova/virt/sheepdog/tool'
+        notes = self.tree.root / 'nova/virt/notes.txt'
         self.driver.write_text('a = 1\n')
-        (self.tree.root / 'nova/virt/sheepdog/tool').unlink()
-        self.assertEqual(
-            [self.driver, self.tree.root / 'nova/virt/sheepdog/tool'],
-            sorted(self.record().changed_since()))
+        tool.write_text('a')
+        notes.unlink()
+        self.assertEqual([self.driver, tool],
+                         sorted(self.record().changed_since()))
+        self.assertEqual([notes], self.record().missing())
 
     def test_file_that_somebody_put_beside_ours(self):
         self.apply()

@@ -92,7 +92,7 @@ class PlaceTestCase(testtools.TestCase):
     def test_no_configuration(self):
         self.useFixture(fixtures.MonkeyPatch(
             'graft.rootwrap.DEFAULT_DIRECTORY', self.installed.filters))
-        self.assert_command(*self.place(None), 'no rootwrap.conf names no',
+        self.assert_command(*self.place(None), 'came without a rootwrap.conf',
                             self.filters)
 
     @ddt.data(None, '', '[DEFAULT]\n', 'filters_path = /a\n')

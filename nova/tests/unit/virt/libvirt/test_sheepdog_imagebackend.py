@@ -20,6 +20,7 @@ import ddt
 import fixtures
 from oslo_utils import units
 from oslo_utils import uuidutils
+import tenacity
 
 import nova.conf
 from nova import exception
@@ -303,24 +304,25 @@ class SheepdogImageTestCase(_SheepdogTestCase):
         running = mock.Mock()
         running.get_config.return_value = guest
         host.list_guests.return_value = [running]
-        timer = self.patch_object(
-            imagebackend.loopingcall, 'FixedIntervalLoopingCall')
-        self.patch_object(imagebackend.Sheepdog, '_restore_timer', new=None)
+        self.patch_object(imagebackend.Sheepdog, 'RESTORE_INTERVAL',
+                          new=0.05)
+
+        @tenacity.retry(stop=tenacity.stop_after_delay(30),
+                        wait=tenacity.wait_fixed(0.1), reraise=True)
+        def assert_exported():
+            self.assertEqual(1, len(tgt._get_targets()))
+
+        self.addCleanup(imagebackend.Sheepdog.stop_keeping_exports)
         imagebackend.Sheepdog.keep_exports(host)
-        restore = timer.call_args[0][0]
-        restore()
-        self.assertEqual(1, len(tgt._get_targets()))
-        # not asked for again as long as tgtd runs
-        restore()
-        self.assertEqual(1, host.list_guests.call_count)
+        assert_exported()
+        calls = host.list_guests.call_count
         self.tgtd.stop()
-        restore()
-        self.tgtd.start()
         self.sheepdog.kill()
-        restore()
+        self.tgtd.start()
         self.sheepdog.start()
-        restore()
-        self.assertEqual(1, len(tgt._get_targets()))
+        assert_exported()
+        # not asked for as long as the same tgtd runs
+        self.assertEqual(1, calls)
 
     def test_libvirt_info_iscsi(self):
         self.flags(hw_disk_discard='unmap', group='libvirt')

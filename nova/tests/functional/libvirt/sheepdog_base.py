@@ -1,0 +1,293 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""A whole Nova in this process, on real libvirt, QEMU, tgt and rootwrap.
+
+Its API, scheduler, conductor, nova-compute and placement are the real ones,
+on the fixtures of Nova's functional tests.
+"""
+
+import os
+import re
+import sys
+
+import fixtures
+from lxml import etree
+from oslo_concurrency import processutils
+from oslo_utils import units
+import tenacity
+
+import nova.conf
+from nova.tests.fixtures import boot_sector
+from nova.tests.fixtures import real_libvirt
+from nova.tests.fixtures import sheepdog
+from nova.tests.functional import integrated_helpers
+from nova.virt.libvirt import imagebackend
+
+CONF = nova.conf.CONF
+# Seconds that a guest, a server or a daemon may take for anything.
+LIMIT = 60
+
+
+class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
+    """One compute host, whose disks are on a Sheepdog cluster.
+
+    The cluster is a simulated one, but for SHEEPDOG_HOST, SHEEPDOG_PORT and
+    SHEEPDOG_DOG, which name a real one.
+
+    :ivar sheepdog: the sheepdog.Cluster
+    :ivar testbed: the real_libvirt.Testbed
+    """
+
+    ADMIN_API = True
+    microversion = '2.90'
+    STUB_COMPUTE_ID = False
+    CAST_AS_CALL = False
+    IMAGES_TYPE = 'sheepdog'
+
+    def setUp(self):
+        self.real_libvirt = self.useFixture(real_libvirt.RealLibvirtFixture())
+        self.testbed = self.real_libvirt.testbed
+        super().setUp()
+
+    def start_cluster(self):
+        """Return the sheepdog.Cluster to use."""
+        host = os.environ.get('SHEEPDOG_HOST')
+        if host:
+            return self.useFixture(sheepdog.Cluster(
+                os.environ['SHEEPDOG_DOG'], host,
+                int(os.environ['SHEEPDOG_PORT'])))
+        return self.useFixture(sheepdog.SheepdogFixture())
+
+    def _setup_services(self):
+        # The base class calls this when the defaults of Nova's tests are
+        # set and no service has read them yet.
+        self.sheepdog = self.start_cluster()
+        state_path = self.useFixture(fixtures.TempDir()).path
+        self.instances_path = os.path.join(state_path, 'instances')
+        os.mkdir(self.instances_path)
+        self.flags(
+            compute_driver='libvirt.LibvirtDriver',
+            instances_path=self.instances_path,
+            my_ip='127.0.0.1',
+            rootwrap_config='/etc/nova/rootwrap.conf',
+            # The guest does not listen to ACPI.
+            shutdown_timeout=1,
+            state_path=state_path,
+            tempdir=state_path)
+        self.flags(
+            group='libvirt',
+            cpu_mode='none',
+            images_sheepdog_host=self.sheepdog.host,
+            images_sheepdog_port=self.sheepdog.port,
+            images_sheepdog_portal=self.testbed.portal,
+            images_type=self.IMAGES_TYPE,
+            snapshots_directory=os.path.join(state_path, 'snapshots'),
+            virt_type='qemu',
+            wait_soft_reboot_seconds=1)
+        self.flags(group='vnc', enabled=False)
+        self.flags(group='wsgi', api_paste_config=os.path.join(
+            sys.prefix, 'etc/nova/api-paste.ini'))
+        super()._setup_services()
+
+    def _setup_compute_service(self):
+        return self.start_service('compute', host='compute')
+
+    def start_service(self, name, *args, **kwargs):
+        service = super().start_service(name, *args, **kwargs)
+        if name == 'compute':
+            self.addCleanup(self._stop_compute, service)
+        return service
+
+    def _stop_compute(self, compute):
+        compute.stop()
+        timer = imagebackend.Sheepdog._restore_timer
+        if timer:
+            timer.stop()
+        self.real_libvirt.disconnect(compute.driver)
+
+    def restart_compute(self):
+        """Stop nova-compute and start it anew, guests going on."""
+        self.compute = self.restart_compute_service(
+            self.compute, keep_hypervisor_state=False)
+
+    @staticmethod
+    def wait_until(condition, *args, **kwargs):
+        """Wait until a function returns something true.
+
+        :returns: what it returned
+        :raises: tenacity.RetryError after LIMIT seconds
+        """
+        return tenacity.Retrying(
+            stop=tenacity.stop_after_delay(LIMIT),
+            wait=tenacity.wait_fixed(0.2),
+            retry=tenacity.retry_if_result(lambda result: not result))(
+                condition, *args, **kwargs)
+
+    # Nova's own waits are for fakes, and give up after five seconds.
+
+    def _wait_for_server_parameter(self, server, expected_params,
+                                   max_retries=LIMIT * 2, **kwargs):
+        return super()._wait_for_server_parameter(
+            server, expected_params, max_retries, **kwargs)
+
+    def _wait_for_state_change(self, server, expected_status,
+                               max_retries=LIMIT * 2, **kwargs):
+        return super()._wait_for_state_change(
+            server, expected_status, max_retries, **kwargs)
+
+    def upload_image(self, disk_format='raw', size=units.Mi, **properties):
+        """Have Glance hold an image that boots, see boot_sector.
+
+        :param disk_format: 'raw' or 'qcow2'
+        :param size: virtual size in bytes
+        :param properties: of the image, such as hw_disk_bus
+        :returns: its id
+        """
+        path = os.path.join(self.useFixture(fixtures.TempDir()).path, 'image')
+        boot_sector.write_image(path, size)
+        if disk_format != 'raw':
+            raw, path = path, path + '.' + disk_format
+            processutils.execute('qemu-img', 'convert', '-f', 'raw', '-O',
+                                 disk_format, raw, path)
+        with open(path, 'rb') as data:
+            return self.glance.create(None, {
+                'name': 'boot-counter',
+                'status': 'active',
+                'disk_format': disk_format,
+                'container_format': 'bare',
+                'size': os.stat(path).st_size,
+                'min_disk': 0,
+                'min_ram': 0,
+                'properties': properties,
+            }, data)['id']
+
+    def make_flavor(self, disk=1, ephemeral=0, swap=0, **extra_specs):
+        """Return the id of a new flavor for a small guest.
+
+        :param disk: GiB of the root disk; ephemeral alike
+        :param swap: in MiB
+        :param extra_specs: names with '__' for ':'
+        """
+        return self._create_flavor(
+            memory_mb=64, vcpu=1, disk=disk, ephemeral=ephemeral, swap=swap,
+            extra_spec={name.replace('__', ':'): value
+                        for name, value in extra_specs.items()})
+
+    def post_server(self, image_id, flavor_id=None, **fields):
+        """Ask for a server, and do not wait for it.
+
+        :param fields: further fields of the request, such as config_drive
+        :returns: dict with its id
+        """
+        body = self._build_server(
+            image_uuid=image_id, flavor_id=flavor_id or self.make_flavor(),
+            networks='none')
+        return self.api.post_server({'server': dict(body, **fields)})
+
+    def boot(self, image_id, flavor_id=None, **fields):
+        """Boot a server as post_server() does, and wait until it has booted.
+
+        :returns: dict with its id
+        """
+        server = self._wait_for_state_change(
+            self.post_server(image_id, flavor_id, **fields), 'ACTIVE')
+        self.wait_for_boot(server, 1)
+        return server
+
+    def act(self, server, action, arguments, status):
+        """Have something done to a server and wait for its status."""
+        self.api.post_server_action(server['id'], {action: arguments})
+        self.wait_until(lambda: self.api.get_server(server['id'])[
+            'OS-EXT-STS:task_state'] is None)
+        return self._wait_for_state_change(server, status)
+
+    def console(self, server):
+        """Return what the guest printed since it was last started."""
+        return self.api.post_server_action(
+            server['id'], {'os-getConsoleOutput': {}})['output']
+
+    def wait_for_console(self, server, pattern):
+        """Wait until the guest has printed something.
+
+        :param pattern: regular expression
+        :returns: the match
+        """
+        try:
+            return self.wait_until(
+                lambda: re.search(pattern, self.console(server)))
+        except tenacity.RetryError:
+            self.fail('The console does not say %r but %r' % (
+                pattern, self.console(server)))
+
+    def wait_for_boot(self, server, count):
+        """Wait until the guest says that it has booted so many times."""
+        self.wait_for_console(server, r'guest boot %d\n' % count)
+
+    def guest_xml(self, server):
+        """Return the XML of the running guest as an lxml tree."""
+        guest = self.compute.driver._host._get_domain(
+            self._instance(server))
+        return etree.fromstring(guest.XMLDesc(0))
+
+    def _instance(self, server):
+        from nova import context
+        from nova import objects
+        with context.target_cell(context.get_admin_context(),
+                                 self.cell_mappings['cell1']) as cell_context:
+            return objects.Instance.get_by_uuid(cell_context, server['id'])
+
+    def vdis(self, server):
+        """Return the VDIs of a server and their snapshots.
+
+        :returns: dict of name, with '@' and the tag for a snapshot, to size
+            in bytes
+        """
+        status, out, err = self.sheepdog.run('vdi', 'list', '-r')
+        self.assertEqual((0, b''), (status, err))
+        vdis = {}
+        for line in out.decode().splitlines():
+            flag, name, _id, size = line.split()[:4]
+            if flag == 's':
+                name += '@' + line.split()[9]
+            if name.startswith(server['id']):
+                vdis[name[len(server['id']) + 1:]] = int(size)
+        return vdis
+
+    def targets(self, server):
+        """Return the iSCSI targets of a server."""
+        return [name for name in self.testbed.targets()
+                if server['id'] in name]
+
+    def files(self, server):
+        """Return the files of a server below instances_path."""
+        return [os.path.join(directory, name)
+                for directory, directories, names in
+                os.walk(self.instances_path)
+                for name in directories + names
+                if server['id'] in os.path.join(directory, name)]
+
+    def leftovers(self, server):
+        """Return all that a server has on the cluster and on the host."""
+        return {
+            'VDIs': self.vdis(server),
+            'targets': self.targets(server),
+            'files': self.files(server),
+            'guests': [uuid for uuid in
+                       self.compute.driver.list_instance_uuids()
+                       if uuid == server['id']],
+        }
+
+    def assert_nothing_left(self, server):
+        self.assertEqual(
+            {'VDIs': {}, 'targets': [], 'files': [], 'guests': []},
+            self.leftovers(server))

@@ -1,0 +1,297 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What rootwrap lets the user of nova-compute do to Sheepdog and tgtd.
+
+This is to be run as that user, as ``python3 tools/testbed`` does: as one who
+is not root, whom sudo allows ``nova-rootwrap /etc/nova/rootwrap.conf`` and
+nothing else.
+"""
+
+from concurrent import futures
+import configparser
+import os
+import subprocess
+from unittest import mock
+
+import fixtures
+from oslo_concurrency import processutils
+from oslo_rootwrap import wrapper
+from oslo_utils.fixture import uuidsentinel as uuids
+import testtools
+
+from nova import objects
+from nova.virt.libvirt import blockinfo
+from nova.virt.libvirt import imagebackend
+from nova.virt.libvirt.storage import tgt
+from nova.virt.libvirt import utils as libvirt_utils
+
+ROOTWRAP_CONF = '/etc/nova/rootwrap.conf'
+VDI = uuids.instance + '_disk'
+TAG = 'nova-snapshot'
+IQN = libvirt_utils.SHEEPDOG_IQN + uuids.instance + '.disk'
+# What stands before a command, and between a dog's subcommand and a VDI.
+RUN = ('env', 'LC_ALL=C', 'PATH=' + libvirt_utils.ROOT_PATH,
+       'timeout', '--kill-after=5', '60')
+GATEWAY = ('-a', '127.0.0.1', '-p', '7000')
+DOG = RUN + ('dog',)
+TARGET = RUN + ('tgtadm', '--lld', 'iscsi', '--mode', 'target', '--op')
+UNIT = RUN + ('tgtadm', '--lld', 'iscsi', '--mode', 'logicalunit', '--op')
+NEW_UNIT = UNIT + ('new', '--tid', '1', '--lun', '1')
+UPDATE_UNIT = UNIT + ('update', '--tid', '1', '--lun', '1', '--params')
+
+NEAR_MISSES = [
+    # the same words without what goes around them, or with other surroundings
+    ('dog', 'vdi', 'delete', *GATEWAY, VDI),
+    ('env', 'LC_ALL=C', 'dog', 'vdi', 'delete', *GATEWAY, VDI),
+    ('tgtadm', '--lld', 'iscsi', '--mode', 'target', '--op', 'show'),
+    ('env',),
+    ('env', 'LC_ALL=C', RUN[2], 'id'),
+    ('env', 'LC_ALL=C', RUN[2], 'timeout', '--kill-after=5', '60', 'id'),
+    ('env', 'LC_ALL=C', 'PATH=/tmp', *RUN[3:], 'dog', 'vdi', 'delete',
+     *GATEWAY, VDI),
+    ('env', 'LC_ALL=C', *RUN[3:], 'dog', 'vdi', 'delete', *GATEWAY, VDI),
+    ('env', 'LD_PRELOAD=/tmp/own.so', *RUN[2:], 'dog', 'vdi', 'delete',
+     *GATEWAY, VDI),
+    ('env', 'LC_ALL=C', RUN[2], 'LD_PRELOAD=/tmp/own.so', *RUN[3:], 'dog',
+     'vdi', 'delete', *GATEWAY, VDI),
+    ('env', '-S', 'LC_ALL=C', *RUN[2:], 'dog', 'vdi', 'delete', *GATEWAY,
+     VDI),
+    (*RUN[:3], 'timeout', '--kill-after=5', '0', 'dog', 'cluster', 'info',
+     '-v', *GATEWAY),
+    (*RUN[:3], 'timeout', '--kill-after=5', '-v', 'dog', 'cluster', 'info',
+     '-v', *GATEWAY),
+    (*RUN, '/tmp/dog', 'vdi', 'delete', *GATEWAY, VDI),
+    (*RUN, 'sh', '-c', 'dog vdi delete'),
+
+    # other subcommands of dog
+    (*DOG, 'cluster', 'format', *GATEWAY),
+    (*DOG, 'cluster', 'format', '-c', '1', *GATEWAY),
+    (*DOG, 'cluster', 'format', '-v', *GATEWAY),
+    (*DOG, 'cluster', 'shutdown', *GATEWAY),
+    (*DOG, 'cluster', 'snapshot', 'save', *GATEWAY, TAG, '/tmp/copy'),
+    (*DOG, 'node', 'kill', '-r', *GATEWAY),
+    (*DOG, 'node', 'kill', *GATEWAY, '0'),
+    (*DOG, 'node', 'format', *GATEWAY),
+    (*DOG, 'vdi', 'list', '-r', *GATEWAY),
+    (*DOG, 'vdi', 'read', *GATEWAY, VDI),
+    (*DOG, 'vdi', 'read', *GATEWAY, VDI, '0', '512'),
+    (*DOG, 'vdi', 'write', *GATEWAY, VDI, '0', '512'),
+    (*DOG, 'vdi', 'rollback', *GATEWAY, '-s', TAG, VDI),
+    (*DOG, 'vdi', 'restore', *GATEWAY, VDI, VDI),
+    (*DOG, 'vdi', 'backup', *GATEWAY, '-s', TAG, VDI),
+    (*DOG, 'vdi', 'setattr', *GATEWAY, VDI, 'nova', '1'),
+    (*DOG, 'vdi', 'lock', 'unlock', *GATEWAY, VDI),
+    (*DOG, 'vdi', 'alter-copy', *GATEWAY, '-c', '1', VDI),
+    (*DOG, 'vdi', 'DELETE', *GATEWAY, VDI),
+
+    # VDIs that are not Nova's, and VDIs that a call is not for
+    *((*DOG, 'vdi', 'delete', *GATEWAY, name) for name in (
+        'volume-' + uuids.instance, uuids.instance, 'disk', '_disk', '',
+        uuids.instance + '_other', uuids.instance + '_disk.other',
+        uuids.instance + '_disk_', uuids.instance + '_disk.',
+        uuids.instance + '_disk.eph', uuids.instance + '_scratch.1',
+        uuids.instance.upper() + '_disk', uuids.instance[1:] + '_disk',
+        'x' + VDI, VDI + ' ', ' ' + VDI, VDI + '\n', VDI + '\nother',
+        '\n' + VDI, VDI + '/', '--help', '-f')),
+    (*DOG, 'vdi', 'getattr', *GATEWAY, 'volume', 'nova'),
+    (*DOG, 'vdi', 'create', *GATEWAY, 'volume', '1'),
+    (*DOG, 'vdi', 'create', *GATEWAY, VDI, '1'),
+    (*DOG, 'vdi', 'resize', *GATEWAY, 'volume', '1'),
+    (*DOG, 'vdi', 'snapshot', *GATEWAY, '-s', TAG, 'volume'),
+    (*DOG, 'vdi', 'clone', *GATEWAY, '-s', TAG, 'volume', VDI),
+    (*DOG, 'vdi', 'clone', *GATEWAY, '-s', TAG, VDI, 'volume'),
+
+    # snapshots that are not Nova's
+    *((*DOG, 'vdi', 'delete', *GATEWAY, '-s', tag, VDI) for tag in (
+        'backup', '1', '', '-f', TAG + '\n', TAG + '2', 'nova-resize')),
+    (*DOG, 'vdi', 'snapshot', *GATEWAY, '-s', 'backup', VDI),
+    (*DOG, 'vdi', 'clone', *GATEWAY, '-s', '1', VDI, VDI),
+    (*DOG, 'vdi', 'clone', *GATEWAY, VDI, VDI),
+
+    # other options, other places of options, other values
+    (*DOG, 'vdi', 'delete', *GATEWAY, '-v', VDI),
+    (*DOG, 'vdi', 'delete', '-v', *GATEWAY, VDI),
+    (*DOG, 'vdi', 'delete', *GATEWAY, VDI, VDI),
+    (*DOG, 'vdi', 'delete', VDI, *GATEWAY),
+    (*DOG, 'vdi', 'delete', VDI),
+    (*DOG, 'vdi', 'delete', *GATEWAY, '-s\n', TAG, VDI),
+    (*DOG, 'vdi', 'create', *GATEWAY, uuids.instance + '_scratch', '1T'),
+    (*DOG, 'vdi', 'create', *GATEWAY, uuids.instance + '_scratch', '-1'),
+    (*DOG, 'vdi', 'create', *GATEWAY, '-y', uuids.instance + '_scratch', '1'),
+    (*DOG, 'vdi', 'resize', *GATEWAY, VDI, '1G'),
+    (*DOG, 'vdi', 'getattr', *GATEWAY, VDI, 'other'),
+    *((*DOG, 'vdi', 'delete', '-a', host, '-p', '7000', VDI) for host in (
+        'example.org', '::1', 'localhost.example.org', '127.0.0.1\n', '',
+        '-p', '127.0.0.1;id')),
+    *((*DOG, 'vdi', 'delete', '-a', '127.0.0.1', '-p', port, VDI)
+      for port in ('sheep', '', '-1', '7000\n', '7000 -s')),
+
+    # what Nova does not do with tgtd
+    (*RUN, 'tgtadm', '--lld', 'iscsi', '--mode', 'system', '--op', 'delete'),
+    (*RUN, 'tgtadm', '--lld', 'iscsi', '--mode', 'sys', '--op', 'update',
+     '--name', 'State', '-v', 'offline'),
+    (*RUN, 'tgtadm', '--lld', 'iser', '--mode', 'target', '--op', 'show'),
+    (*RUN, 'tgtadm', '-C', '1', '--lld', 'iscsi', '--mode', 'target', '--op',
+     'show'),
+    (*RUN, 'tgtadm', '--lld', 'iscsi', '--mode', 'account', '--op', 'delete',
+     '--user', 'admin'),
+    (*RUN, 'tgtadm', '--lld', 'iscsi', '--mode', 'portal', '--op', 'new',
+     '--param', 'portal=0.0.0.0:3260'),
+    (*RUN, 'tgt-admin', '--delete', 'ALL'),
+    (*TARGET, 'delete', '--tid', '1'),
+    (*TARGET, 'delete', '--force', '--tid', 'ALL'),
+    (*TARGET, 'delete', '--force', '--tid', '-1'),
+    (*TARGET, 'unbind', '--tid', '1', '-I', '127.0.0.1'),
+    (*TARGET, 'update', '--tid', '1', '--name', 'HeaderDigest', '-v', 'None'),
+    (*TARGET, 'bind', '--tid', '1', '-I', 'ALL'),
+    (*TARGET, 'bind', '--tid', '1', '-Q', 'iqn.2014-06.org.example:host'),
+    *((*TARGET, 'new', '--tid', '1', '-T', iqn) for iqn in (
+        'iqn.2014-06.org.example:' + uuids.instance + '.disk',
+        libvirt_utils.SHEEPDOG_IQN + 'disk',
+        libvirt_utils.SHEEPDOG_IQN + uuids.instance,
+        libvirt_utils.SHEEPDOG_IQN + uuids.instance + '.scratch',
+        'iqn,2014-06' + IQN[len('iqn.2014-06'):], IQN + '\n', IQN + '.other')),
+    (*UNIT, 'delete', '--tid', '1', '--lun', '1'),
+    (*UNIT, 'new', '--tid', '1', '--lun', '2', '--bstype', 'sheepdog', '-b',
+     'tcp:127.0.0.1:7000:' + VDI),
+    *((*NEW_UNIT, '--bstype', kind, '-b', '/etc/shadow') for kind in (
+        'rdwr', 'aio', 'sg', 'sheepdog')),
+    (*NEW_UNIT, '-b', '/etc/shadow'),
+    (*NEW_UNIT, '--bstype', 'rdwr', '-b', 'tcp:127.0.0.1:7000:' + VDI),
+    *((*NEW_UNIT, '--bstype', 'sheepdog', '-b', path) for path in (
+        'tcp:127.0.0.1:7000:volume', 'unix:/run/sheep.sock:' + VDI,
+        'tcp:127.0.0.1:7000:%s:%s' % (VDI, TAG), 'tcp:example.org:7000:' + VDI,
+        'tcp:127.0.0.1::' + VDI, 'tcp:127.0.0.1:7000:' + VDI + '\n')),
+    (*NEW_UNIT, '--bstype', 'sheepdog', '--bsopts', 'x', '-b',
+     'tcp:127.0.0.1:7000:' + VDI),
+    *((*UPDATE_UNIT, parameters) for parameters in (
+        'path=/etc/shadow', 'online=0', 'readonly=0', 'scsi_id=' + 'a' * 32,
+        'scsi_id=%s,scsi_sn=%s,path=/etc/shadow' % ('a' * 32, 'a' * 32),
+        'scsi_id=%s,scsi_sn=%s\n' % ('a' * 32, 'a' * 32),
+        'scsi_id=%s;scsi_sn=%s' % ('a' * 32, 'a' * 32))),
+]
+
+
+class RootwrapTest(testtools.TestCase):
+    """The filters allow what the backend does, and nothing that is close."""
+
+    def _calls_of_the_backend(self, names):
+        """Have the backend do all that it can, and see what it would run.
+
+        :param names: names of the disks it shall do it to
+        :returns: the commands that it gave to rootwrap, each once
+        """
+        calls = {}
+        answers = {
+            'cluster info': 'Cluster store: plain with 2 redundancy policy',
+            'node info': 'Total 3 1 2 33% 0',
+            'system --op': 'Backing stores:\n    sheepdog',
+        }
+
+        def execute(*command, run_as_root=False, **kwargs):
+            if run_as_root:
+                calls[command] = None
+            words = ' '.join(command)
+            if 'vdi getattr' in words:
+                raise processutils.ProcessExecutionError(
+                    stderr='VDI not found', exit_code=5)
+            if '--mode target --op show' in words:
+                return targets, ''
+            return next((answer for part, answer in answers.items()
+                         if part in words), ''), ''
+
+        instance = objects.Instance(uuid=uuids.instance)
+        path = self.useFixture(fixtures.TempDir()).join('disk')
+        with open(path, 'w') as disk:
+            disk.truncate(1024)
+        with mock.patch.object(processutils, 'execute', execute), \
+                mock.patch.object(imagebackend.disk, 'get_disk_size',
+                                  return_value=1024):
+            libvirt_utils.get_sheepdog_capacity()
+            tgt.check()
+            for name in names:
+                targets = ''
+                image = imagebackend.Sheepdog(instance, name)
+                image.exists()
+                image.import_file(instance, path, name)
+                image.resize_image(2048)
+                image.snapshot_extract(path, 'raw')
+                iqn = libvirt_utils.get_sheepdog_iqn(image.vdi)
+                tgt.export({iqn: image.vdi})
+                targets = 'Target 1: %s\n' % iqn
+                imagebackend.Sheepdog.unexport_disks(instance)
+            imagebackend.Sheepdog.delete_disks(instance, names)
+        return list(calls)
+
+    def _run(self, command):
+        """Run a command as nova-compute has root run it.
+
+        :param command: the command and its arguments
+        :returns: True if rootwrap ran it, whatever came of it
+        """
+        done = subprocess.run(
+            ['sudo', '-n', 'nova-rootwrap', ROOTWRAP_CONF, *command],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, universal_newlines=True)
+        refused = 'Unauthorized command: ' in done.stderr
+        self.assertEqual(
+            refused, done.returncode == 99, '%s: status %d, %s' % (
+                command, done.returncode, done.stderr))
+        self.assertNotIn('sudo:', done.stderr)
+        self.assertNotIn('Executable not found', done.stderr)
+        return not refused
+
+    def test_what_the_backend_does_is_allowed(self):
+        calls = self._calls_of_the_backend(['disk'])
+        self.assertEqual([], [call for call in calls if not self._run(call)])
+
+    def test_what_comes_close_is_refused(self):
+        with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            ran = pool.map(self._run, NEAR_MISSES)
+        self.assertEqual([], [call for call, done in zip(NEAR_MISSES, ran)
+                              if done])
+
+    def test_every_word_of_a_call_matters(self):
+        """The same by rootwrap's own code: too many to ask sudo for each."""
+        configuration = configparser.RawConfigParser()
+        configuration.read(ROOTWRAP_CONF)
+        filters = wrapper.load_filters(
+            wrapper.RootwrapConfig(configuration).filters_path)
+
+        def allowed(command):
+            return any(candidate.match(command) for candidate in filters)
+
+        calls = self._calls_of_the_backend([
+            'disk', 'disk.local', 'disk.swap', 'disk.config', 'disk.rescue',
+            'disk.config.rescue', blockinfo.get_eph_disk(0),
+            blockinfo.get_eph_disk(12)])
+        self.assertEqual([], [call for call in calls if not allowed(call)])
+        self.assertEqual([], [
+            candidate.name for candidate in filters
+            if candidate.name.startswith('sheepdog-') and
+            not any(candidate.match(call) for call in calls)])
+
+        too_much = []
+        for call in calls:
+            for place in range(1, len(call) + 1):
+                before, word, after = (
+                    call[:place], call[place:place + 1], call[place + 1:])
+                variants = [before + ('-x',) + word + after]
+                if word:
+                    variants.append(before + after)
+                    variants += [before + (other,) + after for other in (
+                        '', word[0] + '\n', word[0] + ' ', word[0] + 'x',
+                        'x' + word[0], '-' + word[0])]
+                too_much += [variant for variant in variants
+                             if allowed(variant)]
+        self.assertEqual([], too_much)
