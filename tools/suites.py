@@ -33,6 +33,8 @@ ROOT = environment.ROOT
 RESULTS = environment.CACHE / 'results'
 # Seconds between two lines that say how far a suite is.
 PROGRESS = 10
+# Lines of each detail of a failure, such as the log, that are shown.
+LAST_LINES = 60
 # What Nova's own tox.ini sets for its tests, and UTF-8 as it has there.
 STESTR_ENVIRONMENT = {
     'LANGUAGE': 'C',
@@ -146,7 +148,8 @@ class Suite:
                 counts.skip()
             else:
                 counts.failure(test['id'], '\n'.join(
-                    '%s:\n%s' % (name, detail.as_text())
+                    '%s:\n%s\n' % (name, '\n'.join(
+                        detail.as_text().splitlines()[-LAST_LINES:]))
                     for name, detail in sorted(test['details'].items())
                     if detail.content_type.type == 'text'))
 
