@@ -28,8 +28,8 @@ import sys
 
 import inside
 
-PROGRAMS = ('libvirtd', 'mount', 'qemu-system-x86_64', 'setpriv', 'sudo',
-            'tgtadm', 'tgtd', 'unshare')
+PROGRAMS = ('ip', 'libvirtd', 'mount', 'nsenter', 'qemu-system-x86_64',
+            'setpriv', 'sudo', 'tgtadm', 'tgtd', 'unshare')
 
 
 def parse(arguments):
@@ -41,7 +41,9 @@ def parse(arguments):
         epilog='COMMAND finds in its environment: TESTBED_CONTROL, the '
                'socket at which "start|stop|kill|restart libvirtd|tgtd", '
                '"hide|show dog|tgtadm" and "targets" are asked for, a line '
-               'each way; TESTBED_PORTAL, '
+               'each way, and so are "hosts PORT NAME NAME", for two more '
+               'hosts that find the cluster at PORT of their loopback, and '
+               '"run NAME COMMAND" in one of them; TESTBED_PORTAL, '
                'ADDRESS:PORT of tgtd; TESTBED_LOGS, a directory; HOME and '
                'TMPDIR of its own; VENV/bin first in its PATH. libvirtd is '
                'qemu:///system, and /etc/nova holds what VENV/etc/nova '

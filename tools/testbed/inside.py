@@ -23,6 +23,8 @@ import sys
 import threading
 import time
 
+import hosts
+
 BED = pathlib.Path('/run/testbed')
 CONTROL = BED / 'control'
 LOGS = BED / 'logs'
@@ -234,12 +236,28 @@ def targets():
                     if line.startswith('Target '))
 
 
-def serve(controlled):
+def serve(controlled, user, environment):
     """Answer requests at the control socket.
 
     :param controlled: dict of Daemons and Programs by name
+    :param user: pwd entry of who runs commands in a host
+    :param environment: what these commands get
     """
     lock = threading.Lock()
+    made = {}
+
+    def make_hosts(port, *names):
+        for host in made.values():
+            host.end()
+        made.clear()
+        with open(LOGS / 'hosts.log', 'ab') as log:
+            made.update(hosts.make(names, port, log))
+
+    def run_in_host(name, *command):
+        with open(LOGS / (name + '.log'), 'ab') as log:
+            subprocess.Popen(made[name].command(*command, user=user),
+                             env=environment, stdin=subprocess.DEVNULL,
+                             stdout=log, stderr=log)
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self):
@@ -248,6 +266,12 @@ def serve(controlled):
                 with lock:
                     if words == ['targets']:
                         answer = 'ok ' + targets()
+                    elif words[0] == 'hosts':
+                        make_hosts(*words[1:])
+                        answer = 'ok'
+                    elif words[0] == 'run':
+                        run_in_host(*words[1:])
+                        answer = 'ok'
                     else:
                         action, name = words
                         if action not in ACTIONS:
@@ -309,14 +333,15 @@ def supervise(options):
     }
     for daemon in daemons.values():
         daemon.start()
-    serve(dict(daemons, dog=Program('/usr/local/bin/dog'),
-               tgtadm=Program('/usr/sbin/tgtadm')))
 
     environment = dict(os.environ, **concurrency(options.venv))
     environment.update(
         PATH=path, HOME=str(home), TMPDIR=str(temporary),
         TESTBED_CONTROL=str(CONTROL), TESTBED_PORTAL=portal,
         TESTBED_LOGS=str(LOGS))
+    serve(dict(daemons, dog=Program('/usr/local/bin/dog'),
+               tgtadm=Program('/usr/sbin/tgtadm')),
+          options.user, environment)
     return subprocess.run(
         options.command, env=environment, cwd=home, user=options.user.pw_uid,
         group=options.user.pw_gid, extra_groups=(),

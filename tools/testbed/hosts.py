@@ -1,0 +1,222 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Hosts of the test bed: what two machines would have of their own.
+
+A host has processes of its own, mounts, a host name, a libvirtd with its own
+host UUID, a tgtd, and a network with its own loopback. A cable joins the
+networks of two hosts; out of them leads nothing but one port of their
+loopback, where a host finds the gateway of the cluster.
+"""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+
+DIRECTORIES = ('/etc/libvirt', '/run/libvirt', '/run/tgtd', '/var/lib/libvirt',
+               '/var/lib/nova', '/var/log/libvirt', '/var/cache/libvirt')
+
+LIBVIRTD_CONF = """
+host_uuid = "%(uuid)s"
+listen_tls = 0
+listen_tcp = 1
+listen_addr = "%(address)s"
+auth_tcp = "none"
+"""
+
+
+def run(*command):
+    subprocess.run(command, check=True)
+
+
+def pipe(source, target):
+    """Copy from one socket to another until it ends."""
+    try:
+        while True:
+            data = source.recv(2 ** 16)
+            if not data:
+                break
+            target.sendall(data)
+    except OSError:
+        pass
+    for end in source, target:
+        try:
+            end.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+
+def forward(listener, address):
+    """Connect whoever comes to a socket with an address."""
+    while True:
+        try:
+            client, _name = listener.accept()
+        except OSError:
+            return
+        try:
+            server = socket.create_connection(address)
+        except OSError:
+            client.close()
+            continue
+        for end in client, server:
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for ends in (client, server), (server, client):
+            threading.Thread(target=pipe, args=ends, daemon=True).start()
+
+
+class Host:
+    """A host, as the supervisor sees it.
+
+    :param name: its name
+    :param number: for its address on the cable, and the port of its tgtd:
+        3260 for the first, and so on
+    :param gateway: (address, port) of the gateway on the machine's loopback;
+        the host finds it at the same port of its own
+    :param log: file for what its daemons say
+    """
+
+    def __init__(self, name, number, gateway, log):
+        self.name = name
+        self.address = '10.0.0.%d' % number
+        self._control, theirs = socket.socketpair(socket.AF_UNIX)
+        self._unshare = subprocess.Popen(
+            ['unshare', '--net', '--mount', '--uts', '--pid', '--fork',
+             '--kill-child', '--mount-proc', sys.executable, __file__,
+             str(theirs.fileno()), name, self.address, str(gateway[1]),
+             '127.0.0.1:%d' % (3259 + number)],
+            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log,
+            stderr=log)
+        theirs.close()
+        _message, descriptors, _flags, _address = socket.recv_fds(
+            self._control, 1, 1)
+        if not descriptors:
+            raise RuntimeError('host %s did not start' % name)
+        with open('/proc/%d/task/%d/children' % (
+                self._unshare.pid, self._unshare.pid)) as children:
+            self.pid = int(children.read())
+        self._listener = socket.socket(fileno=descriptors[0])
+        threading.Thread(target=forward, args=(self._listener, gateway),
+                         daemon=True).start()
+
+    def command(self, *words, user=None):
+        """Return the words that run a command in this host.
+
+        :param user: pwd entry of who runs it; none: root
+        """
+        return ['nsenter', '--target', str(self.pid), '--net', '--mount',
+                '--uts', '--pid', *(['--setuid', str(user.pw_uid),
+                '--setgid', str(user.pw_gid)] if user else []), *words]
+
+    def start(self):
+        """Have the host start its daemons, when it is on its cable."""
+        self._control.sendall(b'.')
+        if not self._control.recv(1):
+            raise RuntimeError('the daemons of host %s did not start' %
+                               self.name)
+
+    def end(self):
+        """End it with all that runs in it."""
+        self._unshare.kill()
+        self._unshare.wait()
+        self._control.close()
+        # accept() of the forwarder fails
+        self._listener.shutdown(socket.SHUT_RDWR)
+
+
+def join(one, other):
+    """Lay a cable between two hosts."""
+    run('ip', 'link', 'add', 'cable', 'netns', str(one.pid), 'type', 'veth',
+        'peer', 'name', 'cable', 'netns', str(other.pid))
+    for host in one, other:
+        run(*host.command('ip', 'address', 'add', host.address + '/24',
+                          'dev', 'cable'))
+        run(*host.command('ip', 'link', 'set', 'cable', 'up'))
+
+
+def make(names, port, log):
+    """Return hosts that are ready, two of them on one cable.
+
+    :param names: their names
+    :param port: of the cluster's gateway on the machine's loopback
+    :param log: file for what their daemons say
+    """
+    hosts = [Host(name, number, ('127.0.0.1', int(port)), log)
+             for number, name in enumerate(names, 1)]
+    join(*hosts)
+    for host in hosts:
+        host.start()
+    return {host.name: host for host in hosts}
+
+
+def daemons_answer():
+    with socket.socket(socket.AF_UNIX) as client:
+        if client.connect_ex('/run/libvirt/libvirt-sock'):
+            return False
+    return not subprocess.run(
+        ['tgtadm', '--lld', 'iscsi', '--mode', 'target', '--op', 'show'],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+
+
+def inside(control, name, address, port, portal):
+    """Be a host: the first process in its namespaces.
+
+    It ends with the test bed, or when the supervisor kills it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run('mount', '--make-rprivate', '/')
+    run('ip', 'link', 'set', 'lo', 'up')
+    socket.sethostname(name)
+    configuration = [(path, path.read_text())
+                     for path in pathlib.Path('/etc/libvirt').glob('*.conf')]
+    for directory in DIRECTORIES:
+        os.makedirs(directory, exist_ok=True)
+        run('mount', '-t', 'tmpfs', '-o', 'mode=755', 'tmpfs', directory)
+    os.chmod('/var/lib/nova', 0o777)
+    for path, text in configuration:
+        path.write_text(text)
+    with open('/etc/libvirt/libvirtd.conf', 'a') as conf:
+        conf.write(LIBVIRTD_CONF % {
+            'uuid': uuid.uuid5(uuid.NAMESPACE_DNS, name), 'address': address})
+    # sudo looks its host up.
+    with open('/etc/hosts', 'a') as known:
+        known.write('%s %s\n' % (address, name))
+
+    listener = socket.create_server(('127.0.0.1', int(port)))
+    socket.send_fds(control, [b'.'], [listener.fileno()])
+    control.recv(1)
+    for daemon in (
+            ['libvirtd', '--listen', '--pid-file',
+             '/run/libvirt/libvirtd.pid'],
+            ['tgtd', '-f', '--iscsi', 'portal=' + portal]):
+        subprocess.Popen(daemon)
+    deadline = time.monotonic() + 60
+    while not daemons_answer():
+        if time.monotonic() > deadline:
+            return 1
+        time.sleep(0.1)
+    control.sendall(b'.')
+    while True:
+        # libvirt takes a guest that nobody waits for to be running still.
+        try:
+            os.wait()
+        except ChildProcessError:
+            return 1
+
+
+if __name__ == '__main__':
+    sys.exit(inside(socket.socket(fileno=int(sys.argv[1])), *sys.argv[2:]))
