@@ -68,6 +68,9 @@ Related options:
                    help="""
 How a guest reaches its VDIs.
 
+Live migration is refused unless source and destination use ``iscsi``: only
+tgtd can be told to read again what the source has changed.
+
 Related options:
 
 * images_type - must be set to ``sheepdog``
@@ -80,7 +83,8 @@ Portal of the tgtd that serves VDIs to the guests of this host.
 
 This is an IPv4 address and a TCP port, as given to ``tgtd --iscsi portal=``.
 The address should be one of the loopback interface: who can open the portal
-can open every disk that is exported there.
+can open every disk that is exported there. Hosts between which instances are
+migrated live need not have the same.
 
 Related options:
 

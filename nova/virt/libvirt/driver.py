@@ -21,13 +21,13 @@ from oslo_utils import uuidutils
 from nova import block_device
 from nova import context as nova_context
 from nova import exception
-from nova.i18n import _
 from nova import objects
 from nova.virt import driver
 from nova.virt.libvirt import blockinfo
 from nova.virt.libvirt.driver import CONF
 from nova.virt.libvirt.driver import LOG
 from nova.virt.libvirt import imagebackend
+from nova.virt.libvirt import sheepdog_migration
 from nova.virt.libvirt import utils as libvirt_utils
 
 
@@ -41,11 +41,13 @@ class LibvirtDriver:
         if CONF.libvirt.images_type == 'sheepdog':
             imagebackend.Sheepdog.check_host(self._host)
             imagebackend.Sheepdog.keep_exports(self._host)
+            sheepdog_migration.keep_receiving(self._host)
 
     @after('_cleanup', 'for vol in block_device_mapping:')
-    def _(self, instance):
+    def _(self, instance, cleanup_instance_disks):
         if CONF.libvirt.images_type == 'sheepdog':
-            imagebackend.Sheepdog.unexport_disks(instance)
+            imagebackend.Sheepdog.unexport_disks(
+                instance, ignore_errors=not cleanup_instance_disks)
 
     @after('_cleanup', "if CONF.libvirt.images_type == 'rbd':")
     def _(self, instance, block_device_info):
@@ -203,26 +205,55 @@ class LibvirtDriver:
             info = libvirt_utils.get_sheepdog_capacity()
 
     @before('check_can_live_migrate_destination', 'if disk_over_commit:')
-    def _(self, instance):
-        self._refuse_live_migration_on_sheepdog(instance)
+    def _(self, instance, block_migration):
+        if CONF.libvirt.images_type == 'sheepdog':
+            sheepdog_migration.check_destination(
+                instance, self._get_sheepdog_disk_names(instance),
+                block_migration)
 
     @before('check_can_live_migrate_source', 'source = CONF.host')
-    def _(self, instance):
-        self._refuse_live_migration_on_sheepdog(instance)
-
-    @after('', 'def _cleanup_rbd(self, instance):')
-    def _refuse_live_migration_on_sheepdog(self, instance):
-        """Refuse what would let a guest read stale data.
-
-        :param instance: the nova.objects.instance.Instance
-        :raises: exception.MigrationPreCheckError
-        """
+    def _(self, instance, dest_check_data):
         if CONF.libvirt.images_type == 'sheepdog':
-            raise exception.MigrationPreCheckError(
-                reason=_('the disks of instance %s are on Sheepdog. The '
-                         'destination opens them before the source has '
-                         'stopped, and would go on to read what they held '
-                         'at that moment') % instance.uuid)
+            sheepdog_migration.check_source(
+                self._host.get_guest(instance), dest_check_data)
+
+    @after('pre_live_migration', 'if not migrate_data:')
+    def _(self, instance, block_device_info, migrate_data):
+        if CONF.libvirt.images_type == 'sheepdog':
+            sheepdog_migration.prepare_destination(
+                instance, self._get_sheepdog_disk_names(
+                    instance, block_device_info), migrate_data)
+
+    @after('_live_migration_operation',
+           'if CONF.libvirt.virt_type != "parallels":')
+    def _(self, instance, migrate_data, migration_flags, new_xml_str):
+        if sheepdog_migration.is_needed(migrate_data):
+            migration_flags = sheepdog_migration.get_flags(migration_flags)
+            new_xml_str = sheepdog_migration.get_destination_xml(
+                new_xml_str, instance, migrate_data)
+
+    @after('_live_migration_monitor',
+           'is_post_copy_enabled &= not bool(self._get_vpmems(instance))')
+    def _(self, migrate_data, is_post_copy_enabled):
+        is_post_copy_enabled &= not sheepdog_migration.is_needed(migrate_data)
+
+    @before('emit_event',
+            'if isinstance(event, libvirtevent.LibvirtEvent):')
+    def _(self, event):
+        if CONF.libvirt.images_type == 'sheepdog':
+            sheepdog_migration.handle_event(self._host, event)
+
+    @before('post_live_migration_at_source',
+            'self.unplug_vifs(instance, network_info)')
+    def _(self, instance):
+        if CONF.libvirt.images_type == 'sheepdog':
+            imagebackend.Sheepdog.unexport_disks(instance, ignore_errors=True)
+
+    @before('post_live_migration_at_destination',
+            'self._reattach_instance_vifs(context, instance, network_info)')
+    def _(self, instance):
+        if CONF.libvirt.images_type == 'sheepdog':
+            sheepdog_migration.try_to_receive(self._host.get_guest(instance))
 
     @before('migrate_disk_and_power_off',
             'disk_info = self._get_instance_disk_info('

@@ -386,7 +386,7 @@ class Sheepdog(Image):
                 {'portal': CONF.libvirt.images_sheepdog_portal, 'error': e})
 
     @staticmethod
-    def _get_exports(guest_config):
+    def get_exports(guest_config):
         """Tell which targets a guest needs.
 
         :param guest_config: its vconfig.LibvirtConfigGuest
@@ -408,7 +408,7 @@ class Sheepdog(Image):
         """
         guest_config = vconfig.LibvirtConfigGuest()
         guest_config.parse_str(xml)
-        tgt.export(cls._get_exports(guest_config))
+        tgt.export(cls.get_exports(guest_config))
 
     @classmethod
     def keep_exports(cls, host):
@@ -425,7 +425,7 @@ class Sheepdog(Image):
         def get_vdis():
             vdis = {}
             for guest in host.list_guests(only_running=True):
-                vdis.update(cls._get_exports(guest.get_config()))
+                vdis.update(cls.get_exports(guest.get_config()))
             return vdis
 
         def restore():
@@ -464,13 +464,20 @@ class Sheepdog(Image):
             cls._stop_keeping.set()
 
     @staticmethod
-    def unexport_disks(instance):
+    def unexport_disks(instance, ignore_errors=False):
         """Remove the targets of an instance from this host.
 
         :param instance: the nova.objects.instance.Instance
+        :param ignore_errors: whether to log an error and go on
         :raises: exception.TgtError
         """
-        tgt.unexport(libvirt_utils.get_sheepdog_iqn(instance.uuid + '_'))
+        try:
+            tgt.unexport(libvirt_utils.get_sheepdog_iqn(instance.uuid + '_'))
+        except exception.TgtError as e:
+            if not ignore_errors:
+                raise
+            LOG.warning('Left targets of an instance that is not on this '
+                        'host: %s', e, instance=instance)
 
     @classmethod
     def delete_disks(cls, instance, names):

@@ -178,7 +178,12 @@ NEAR_MISSES = [
         'path=/etc/shadow', 'online=0', 'readonly=0', 'scsi_id=' + 'a' * 32,
         'scsi_id=%s,scsi_sn=%s,path=/etc/shadow' % ('a' * 32, 'a' * 32),
         'scsi_id=%s,scsi_sn=%s\n' % ('a' * 32, 'a' * 32),
-        'scsi_id=%s;scsi_sn=%s' % ('a' * 32, 'a' * 32))),
+        'scsi_id=%s;scsi_sn=%s' % ('a' * 32, 'a' * 32),
+        'online=0,path=/etc/shadow', 'online=0,path=tcp:127.0.0.1:7000:volume',
+        'path=tcp:127.0.0.1:7000:' + VDI,
+        'online=1,path=tcp:127.0.0.1:7000:' + VDI,
+        'online=0,path=tcp:127.0.0.1:7000:%s,readonly=0' % VDI,
+        'online=0,path=unix:/run/sheep.sock:' + VDI)),
 ]
 
 
@@ -231,6 +236,7 @@ class RootwrapTest(testtools.TestCase):
                 iqn = libvirt_utils.get_sheepdog_iqn(image.vdi)
                 tgt.export({iqn: image.vdi})
                 targets = 'Target 1: %s\n' % iqn
+                tgt.reload({iqn: image.vdi})
                 imagebackend.Sheepdog.unexport_disks(instance)
             imagebackend.Sheepdog.snapshot_disks(instance, names)
             imagebackend.Sheepdog.roll_back_disks(instance, names)

@@ -38,6 +38,10 @@ LOG = logging.getLogger(__name__)
 CONTROL_SOCKET = '/var/run/tgtd/socket.0'
 LUN = '1'
 
+# What this process has exported: by IQN the run of tgtd and the number of the
+# target in it
+_exported = {}
+
 
 def _tgtadm(*arguments):
     """Run ``tgtadm``.
@@ -135,15 +139,19 @@ def _new_target(iqn, targets):
         return number
 
 
+def _get_path(vdi):
+    return 'tcp:%s:%s:%s' % (*libvirt_utils.get_sheepdog_gateway(), vdi)
+
+
 def _export(iqn, vdi, targets):
     if iqn in targets:
+        _exported.pop(iqn, None)
         _delete_target(targets.pop(iqn))
     number = _new_target(iqn, targets)
     unit = ('--tid', str(number), '--lun', LUN)
     try:
         _tgtadm('--mode', 'logicalunit', '--op', 'new', *unit,
-                '--bstype', 'sheepdog', '-b', 'tcp:%s:%s:%s' % (
-                    *libvirt_utils.get_sheepdog_gateway(), vdi))
+                '--bstype', 'sheepdog', '-b', _get_path(vdi))
         # The ids that tgtd gives by itself are the same on every host.
         serial = uuid.uuid5(uuid.NAMESPACE_OID, vdi).hex
         _tgtadm('--mode', 'logicalunit', '--op', 'update', *unit,
@@ -153,6 +161,7 @@ def _export(iqn, vdi, targets):
     except exception.TgtError:
         with excutils.save_and_reraise_exception(logger=LOG):
             _delete_target(targets.pop(iqn))
+    _exported[iqn] = (get_tgtd_start(), number)
     LOG.debug('Exported VDI %(vdi)s as target %(number)d, %(iqn)s',
               {'vdi': vdi, 'number': number, 'iqn': iqn})
 
@@ -171,6 +180,37 @@ def export(vdis):
     targets = _get_targets()
     for iqn, vdi in vdis.items():
         _export(iqn, vdi, targets)
+
+
+@utils.synchronized('sheepdog-exports')
+def reload(vdis):
+    """Have tgtd read again which objects a VDI has, and where they are.
+
+    A guest that has the VDI open stays connected, but it must not run: until
+    this is over tgtd refuses what it reads and writes. A target that is
+    missing is made.
+
+    :param vdis: dict of IQN to name of the VDI
+    :raises: exception.TgtError; it may be tried again
+    """
+    # The guest waits for this; each tgtadm takes a part of a second.
+    start = get_tgtd_start()
+    targets = {iqn: _exported[iqn][1] for iqn in vdis
+               if start and _exported.get(iqn, (None,))[0] == start}
+    if len(targets) < len(vdis):
+        targets = _get_targets()
+    for iqn, vdi in vdis.items():
+        if iqn in targets:
+            # The unit is online again when its path could be opened, and
+            # tgtadm fails if it could not: it tells how the last one of the
+            # parameters went.
+            _tgtadm('--mode', 'logicalunit', '--op', 'update',
+                    '--tid', str(targets[iqn]), '--lun', LUN,
+                    '--params', 'online=0,path=' + _get_path(vdi))
+        else:
+            _export(iqn, vdi, targets)
+        LOG.debug('Reloaded VDI %(vdi)s, target %(iqn)s',
+                  {'vdi': vdi, 'iqn': iqn})
 
 
 @utils.synchronized('sheepdog-exports')
@@ -209,6 +249,7 @@ def unexport(prefix):
         return
     for iqn, number in targets.items():
         if iqn.startswith(prefix):
+            _exported.pop(iqn, None)
             _delete_target(number)
             LOG.debug('Removed target %(number)d, %(iqn)s',
                       {'number': number, 'iqn': iqn})

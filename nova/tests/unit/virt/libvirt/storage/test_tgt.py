@@ -12,6 +12,7 @@
 
 import os
 import subprocess
+from unittest import mock
 
 from oslo_utils import units
 
@@ -126,6 +127,69 @@ class TgtTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
         self.assertEqual([VDI + '.swap'], tgt.restore(lambda: vdis))
         self.assertEqual(number, tgt._get_targets()[IQN + 'disk'])
         self.assertEqual([], tgt.restore(lambda: vdis))
+
+    def _write_behind_tgtd(self):
+        """Write what an open export does not know of.
+
+        The snapshot makes another inode the one of the VDI.
+        """
+        self.dog('vdi', 'snapshot', '-s', 'tag', VDI)
+        status, out, err = self.sheepdog.run(
+            'vdi', 'write', VDI, '4194304', '4096', stdin=b'B' * 4096)
+        self.assertEqual((0, b''), (status, err))
+
+    def test_reload(self):
+        tgt.export({IQN + 'disk': VDI})
+        self._qemu_io('write -P 0x41 4M 4k')
+        self._write_behind_tgtd()
+        number = tgt._get_targets()[IQN + 'disk']
+        with mock.patch.object(tgt, '_get_targets') as get_targets:
+            tgt.reload({IQN + 'disk': VDI})
+        get_targets.assert_not_called()
+        self._qemu_io('read -P 0x42 4M 4k')
+        self.assertEqual(number, tgt._get_targets()[IQN + 'disk'])
+
+    def test_reload_with_a_session(self):
+        tgt.export({IQN + 'disk': VDI})
+        with subprocess.Popen(
+                ['qemu-io', '-f', 'raw', self._url()],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True, bufsize=1) as client:
+            client.stdin.write('write -P 0x41 4M 4k\n')
+            while 'wrote' not in client.stdout.readline():
+                pass
+            self._write_behind_tgtd()
+            tgt.reload({IQN + 'disk': VDI})
+            out, _err = client.communicate('read -P 0x42 4M 4k\nquit\n')
+        self.assertIn('read 4096/4096', out)
+        self.assertNotIn('Pattern verification failed', out)
+
+    def test_reload_by_another_process_or_after_a_restart(self):
+        tgt.export({IQN + 'disk': VDI})
+        self.patch_object(tgt, '_exported', new={})
+        tgt.reload({IQN + 'disk': VDI})
+        tgt._exported[IQN + 'disk'] = ('another run', 7)
+        tgt.reload({IQN + 'disk': VDI})
+
+    def test_reload_makes_what_is_missing(self):
+        tgt.export({IQN + 'disk': VDI})
+        self.tgtd.stop()
+        self.tgtd.start()
+        tgt.reload({IQN + 'disk': VDI})
+        self.assertEqual([IQN + 'disk'], list(tgt._get_targets()))
+
+    def test_reload_may_be_tried_again(self):
+        tgt.export({IQN + 'disk': VDI})
+        port = tgt.CONF.libvirt.images_sheepdog_port
+        self.flags(images_sheepdog_port=1, group='libvirt')
+        self.assertRaisesRegex(
+            exception.TgtError, 'invalid request',
+            tgt.reload, {IQN + 'disk': VDI})
+        self.assertRaises(subprocess.CalledProcessError,
+                          self._qemu_io, 'read 0 4k')
+        self.flags(images_sheepdog_port=port, group='libvirt')
+        tgt.reload({IQN + 'disk': VDI})
+        self._qemu_io('read 0 4k')
 
     def test_tgtd_start(self):
         first = tgt.get_tgtd_start()
