@@ -25,6 +25,7 @@ import uuid
 from oslo_concurrency import processutils
 from oslo_log import log as logging
 from oslo_utils import excutils
+import tenacity
 
 import nova.conf
 from nova import exception
@@ -109,7 +110,23 @@ def _get_targets():
 
 
 def _delete_target(number):
-    _tgtadm('--mode', 'target', '--op', 'delete', '--force',
+    """Delete a target, also one that is in use.
+
+    tgtd refuses it while a command of the initiator is under way ("this
+    logical unit is still active", seen in tgt 1.0.85), and goes on with that
+    command after the initiator was killed. It takes some milliseconds, or as
+    long as the sheep daemon is away and a second more.
+
+    :param number: number of the target
+    :raises: exception.TgtError
+    """
+    tenacity.retry(
+        retry=tenacity.retry_if_exception(
+            lambda e: isinstance(e, exception.TgtError) and
+            'still active' in str(e)),
+        stop=tenacity.stop_after_delay(CONF.libvirt.images_sheepdog_timeout),
+        wait=tenacity.wait_exponential(0.05, max=2), reraise=True)(_tgtadm)(
+            '--mode', 'target', '--op', 'delete', '--force',
             '--tid', str(number))
 
 

@@ -17,6 +17,7 @@ import shutil
 from unittest import mock
 
 import fixtures
+import tenacity
 
 from nova.tests.fixtures import sheepdog as sheepdog_fixture
 from nova.tests.fixtures import tgtd as tgtd_fixture
@@ -86,6 +87,18 @@ class SheepdogTestMixin:
         status, out, err = self.sheepdog.run(*arguments)
         self.assertEqual((0, b''), (status, err))
         return out
+
+    @staticmethod
+    def wait_until(condition, *args):
+        """Wait until a function returns something true.
+
+        :raises: tenacity.RetryError after 60 seconds
+        """
+        tenacity.Retrying(
+            stop=tenacity.stop_after_delay(60),
+            wait=tenacity.wait_fixed(0.05),
+            retry=tenacity.retry_if_result(lambda result: not result))(
+                condition, *args)
 
     def patch_object(self, target, attribute, **kwargs):
         patcher = mock.patch.object(target, attribute, **kwargs)

@@ -103,6 +103,44 @@ class TgtTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
         self.tgtd.stop()
         tgt.unexport(IQN)
 
+    def _kill_while_writing(self):
+        """Kill an initiator whose command the cluster does not answer."""
+        tgt.export({IQN + 'disk': VDI})
+        self.sheepdog.fault('hang', subcommand='tgt', operation='*WRITE*',
+                            when='after')
+        self.sheepdog.reset_stats()
+        client = subprocess.Popen(
+            ['qemu-io', '-f', 'raw', '-c', 'write 0 4k', self._url()],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(client.wait)
+        self.addCleanup(client.kill)
+        self.wait_until(lambda: self.sheepdog.stats()['bytes_written'])
+        client.kill()
+
+    def test_unexport_waits_for_a_command(self):
+        self._kill_while_writing()
+        run = tgt._tgtadm
+        refusals = []
+
+        def run_and_answer(*arguments):
+            try:
+                return run(*arguments)
+            except exception.TgtError as e:
+                refusals.append(str(e))
+                self.sheepdog.clear_faults()
+                raise
+
+        with mock.patch.object(tgt, '_tgtadm', run_and_answer):
+            tgt.unexport(IQN)
+        self.assertIn('still active', refusals[0])
+        self.assertEqual({}, tgt._get_targets())
+
+    def test_unexport_does_not_wait_for_ever(self):
+        self._kill_while_writing()
+        self.flags(images_sheepdog_timeout=1, group='libvirt')
+        self.assertRaisesRegex(
+            exception.TgtError, 'still active', tgt.unexport, IQN)
+
     def test_unexport_when_it_cannot_be_known(self):
         self.install('tgtadm', 'exit 22\n')
         self.assertRaises(exception.TgtError, tgt.unexport, IQN)
