@@ -267,9 +267,12 @@ class LibvirtDriver:
 
     @before('finish_migration', 'self._create_image('
             "context, instance, block_disk_info['mapping'],")
-    def _(self, instance):
+    def _(self, instance, block_disk_info):
         # The new flavor may have less swap or none, and swap holds nothing.
-        if CONF.libvirt.images_type == 'sheepdog':
+        # Before Nova 27 a guest keeps the swap that it had if it has none.
+        if CONF.libvirt.images_type == 'sheepdog' and (
+                instance.flavor.swap or
+                'disk.swap' not in block_disk_info['mapping']):
             imagebackend.Sheepdog.delete_working_disks(instance, ['disk.swap'])
 
     @before('finish_revert_migration',
