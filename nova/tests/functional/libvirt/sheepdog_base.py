@@ -35,6 +35,7 @@ from nova.tests.fixtures import boot_sector
 from nova.tests.fixtures import keeping_glance
 from nova.tests.fixtures import real_libvirt
 from nova.tests.fixtures import sheepdog
+from nova.tests.functional.api import client
 from nova.tests.functional import integrated_helpers
 from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import imagebackend
@@ -168,17 +169,57 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
             retry=tenacity.retry_if_result(lambda result: not result))(
                 condition, *args, **kwargs)
 
-    # Nova's own waits are for fakes, and give up after five seconds.
+    # Nova's own waits are for fakes, and give up after some seconds.
 
-    def _wait_for_server_parameter(self, server, expected_params,
-                                   max_retries=LIMIT * 2, **kwargs):
-        return super()._wait_for_server_parameter(
-            server, expected_params, max_retries, **kwargs)
+    def _wait_for_server_parameter(self, server, expected_params, *args,
+                                   **kwargs):
+        expects_error = expected_params.get('status') == 'ERROR'
+        may_be_in_error = expects_error or server.get('status') == 'ERROR'
 
-    def _wait_for_state_change(self, server, expected_status,
-                               max_retries=LIMIT * 2, **kwargs):
-        return super()._wait_for_state_change(
-            server, expected_status, max_retries, **kwargs)
+        def find():
+            found = self.api.get_server(server['id'])
+            # The fault comes after the status.
+            has_failed = found['status'] == 'ERROR' and 'fault' in found
+            if has_failed and not may_be_in_error:
+                self.fail('Server %s was to become %s, and failed: %s' % (
+                    server['id'], expected_params, found['fault']))
+            return found if (has_failed or not expects_error) and all(
+                found[name] == value
+                for name, value in expected_params.items()) else None
+
+        return self.wait_until(find)
+
+    def _wait_until_deleted(self, server):
+        may_be_in_error = server.get('status') == 'ERROR'
+
+        def is_deleted():
+            try:
+                found = self.api.get_server(server['id'])
+            except client.OpenStackApiNotFoundException:
+                return True
+            if (found['status'] == 'ERROR' and 'fault' in found and
+                    not may_be_in_error):
+                self.fail('Server %s was to go, and failed: %s' % (
+                    server['id'], found['fault']))
+            return False
+
+        self.wait_until(is_deleted)
+
+    def _wait_longer(self, wait, *args):
+        def find():
+            try:
+                return wait(*args)
+            except self.failureException:
+                return None
+
+        return self.wait_until(find)
+
+    def _wait_for_instance_action_event(self, *args):
+        return self._wait_longer(
+            super()._wait_for_instance_action_event, *args)
+
+    def _wait_for_migration_status(self, *args):
+        return self._wait_longer(super()._wait_for_migration_status, *args)
 
     def upload_image(self, disk_format='raw', size=units.Mi, **properties):
         """Have Glance hold an image that boots, see boot_sector.

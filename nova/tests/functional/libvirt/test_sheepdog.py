@@ -160,6 +160,8 @@ class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
 
     def test_cluster_is_down_at_delete(self):
         server = self.boot(self.upload_image())
+        # tgtd refuses to let the guest's last write alone.
+        self.flags(group='libvirt', images_sheepdog_timeout=10)
         self.sheepdog.kill()
         self.api.delete_server(server['id'])
         server = self._wait_for_state_change(server, 'ERROR')
