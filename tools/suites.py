@@ -214,15 +214,17 @@ def pep8(suite):
     for release in tested:
         venv = prepare(release)
         packages = next(venv.glob('lib/python3*/site-packages'))
-        with tempfile.NamedTemporaryFile('w', suffix='.cfg') as written:
-            written.write(HACKING_CONFIGURATION % {
+        with tempfile.TemporaryDirectory() as directory:
+            # hacking reads its own section where it is run, in tox.ini alone.
+            configuration = pathlib.Path(directory) / 'tox.ini'
+            configuration.write_text(HACKING_CONFIGURATION % {
                 'checks': '\n    '.join(checks_of_nova(packages)),
                 'directory': packages / 'nova/hacking'})
-            written.flush()
+            (configuration.parent / 'nova').symlink_to(packages / 'nova')
             flake8 = [venv / 'bin/python', '-m', 'flake8', '--config',
-                      written.name]
+                      configuration]
             suite.command('hacking, patched Nova %s' % release, *flake8,
-                          *added_files(), cwd=packages)
+                          *added_files(), cwd=directory)
             if release == tested[-1]:
                 # What runs before anything is installed has only json.
                 suite.command('hacking, tools and contract suite', *flake8,

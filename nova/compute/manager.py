@@ -18,6 +18,6 @@ class ComputeManager:
            ('destroy_disks = not migrate_data.is_shared_block_storage',
             'destroy_disks = not ('))
     def _(self, migrate_data, do_cleanup):
-        # also where hosts share instances_path: the exports are each host's
+        # Hosts that share instances_path do not share exports.
         do_cleanup |= ('image_type' in migrate_data and
                        migrate_data.image_type == 'sheepdog')

@@ -16,7 +16,6 @@ a socket, a line of JSON each way; Nova's objects travel as Nova's RPC would
 have them travel.
 """
 
-import json
 import os
 import shutil
 import socketserver
@@ -26,6 +25,7 @@ import traceback
 from unittest import mock
 
 from oslo_log import log as logging
+from oslo_serialization import jsonutils
 
 # first, as it chooses between eventlet and threads
 import nova.tests.functional  # noqa: F401
@@ -248,7 +248,7 @@ class Handler(socketserver.StreamRequestHandler):
         serializer = objects_base.NovaObjectSerializer()
         context = nova_context.get_admin_context()
         for line in self.rfile:
-            method, arguments = json.loads(line)
+            method, arguments = jsonutils.loads(line)
             try:
                 result = getattr(self.server.compute_host, method)(
                     **serializer.deserialize_entity(context, arguments))
@@ -258,7 +258,7 @@ class Handler(socketserver.StreamRequestHandler):
                 traceback.print_exc()
                 answer = {'error': '%s: %s' % (type(e).__name__, e)}
             sys.stderr.flush()
-            self.wfile.write(json.dumps(answer).encode() + b'\n')
+            self.wfile.write(jsonutils.dumps(answer).encode() + b'\n')
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):

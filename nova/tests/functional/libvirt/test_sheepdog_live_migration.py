@@ -16,7 +16,6 @@ copied as it does, and reads back and compares everything afterwards.
 """
 
 import contextlib
-import json
 import os
 import re
 import socket
@@ -24,6 +23,7 @@ import sys
 import threading
 
 import fixtures
+from oslo_serialization import jsonutils
 from oslo_utils.fixture import uuidsentinel as uuids
 import tenacity
 
@@ -66,14 +66,14 @@ class RemoteHost:
             context = nova_context.get_admin_context()
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(self._path)
-                client.sendall(json.dumps([
+                client.sendall(jsonutils.dumps([
                     method, serializer.serialize_entity(
                         context, arguments)]).encode() + b'\n')
                 with client.makefile() as answers:
                     line = answers.readline()
             if not line:
                 raise RemoteError('%s ended' % self.name)
-            answer = json.loads(line)
+            answer = jsonutils.loads(line)
             if 'error' in answer:
                 raise RemoteError('%s: %s' % (self.name, answer['error']))
             return serializer.deserialize_entity(context, answer['result'])

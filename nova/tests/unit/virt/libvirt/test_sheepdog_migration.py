@@ -103,10 +103,9 @@ class CheckTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
         self.instance = objects.Instance(
             uuid=uuids.instance, image_ref=uuids.image)
 
-    def check_destination(self, **kwargs):
+    def check_destination(self, block_migration=False):
         sheepdog_migration.check_destination(
-            self.instance, self.NAMES, **dict(dict(block_migration=False),
-                                              **kwargs))
+            self.instance, self.NAMES, block_migration=block_migration)
 
     def assert_refused(self, reason, function, *args, **kwargs):
         self.assertRaisesRegex(exception.MigrationPreCheckError, reason,
