@@ -14,6 +14,8 @@ Runs the test suites, by tox, and ends with a count of all tests. Without a
 SUITE it runs them all, quick ones first:
 
   pep8                ruff, and Nova's own hacking checks on the patched Nova
+  docs                the documentation, which is left in doc/build/html;
+                      warnings count, and so do tests it names that are not
   graft               the tool that patches a Nova
   contract            the simulated cluster does as the real one did; with
                       SHEEPDOG_DOG=/path/to/dog SHEEPDOG_HOST= SHEEPDOG_PORT=
