@@ -226,10 +226,11 @@ def pep8(suite):
             suite.command('hacking, patched Nova %s' % release, *flake8,
                           *added_files(), cwd=directory)
             if release == tested[-1]:
-                # What runs before anything is installed has only json.
+                # What runs before anything is installed has only json, and
+                # what reads a nova.conf without Nova has to say what is in it.
                 suite.command('hacking, what is not in Nova', *flake8,
-                              '--extend-ignore', 'N324', 'tools', 'contract',
-                              'doc', cwd=ROOT)
+                              '--extend-ignore', 'N324,N342',
+                              'tools', 'contract', 'doc', cwd=ROOT)
 
 
 def docs(suite):

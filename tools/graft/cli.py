@@ -22,10 +22,12 @@ from graft import record
 from graft import rootwrap
 from graft import source
 from graft import tree
+from graft import vdis
 
 DESCRIPTION = """
 Gives OpenStack Nova a Sheepdog image backend: weaves the patch into a
-pristine Nova of any supported release, and takes it back.
+pristine Nova of any supported release, and takes it back. On a compute host it
+also tells what Nova has in the cluster.
 """
 REPLACED = """\
 The patched Nova was replaced by another one. Run "apply" to patch this one,
@@ -73,10 +75,14 @@ def _parser():
                         version=f'%(prog)s {graft.__version__}')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
-    def add(run, summary, more='', release=False):
+    def add(run, summary, more=''):
         command = commands.add_parser(
             run.__name__[1:], help=summary, description=f'{summary}. {more}')
         command.set_defaults(run=run)
+        return command
+
+    def add_for_nova(run, summary, more='', release=False):
+        command = add(run, summary, more)
         places = command.add_mutually_exclusive_group()
         places.add_argument(
             '--nova', metavar='DIR',
@@ -89,25 +95,58 @@ def _parser():
                 '34.0.0, from PyPI instead; it is downloaded once')
         return command
 
-    add(_apply, 'Patch a Nova, all of it or nothing',
+    add_for_nova(_apply, 'Patch a Nova, all of it or nothing',
         'What another version of nova-sheepdog or an interrupted run did to '
         'it is taken back first.').add_argument(
         '--rootwrap-conf', metavar='FILE',
         help='the rootwrap.conf that this Nova uses (default: the one that '
         'was installed with it); the filters go into the first directory of '
         'its filters_path that is there and belongs to root')
-    add(_revert, 'Take the patch back',
+    add_for_nova(_revert, 'Take the patch back',
         'Every file of Nova becomes what it was, byte for byte, and every '
         'file that the patch brought is removed.')
-    add(_status, 'Say which Nova it is and whether it is patched',
+    add_for_nova(_status, 'Say which Nova it is and whether it is patched',
         'Exit status: 0 when it is patched and whole, else 1.')
-    add(_diff, 'Print the patch as a unified diff',
+    add_for_nova(_diff, 'Print the patch as a unified diff',
         'It is for "patch -p1" and "git apply" in the source tree of a '
         'pristine Nova. A patched Nova counts as what it was before.',
         release=True)
-    add(_check, 'Say whether the patch fits, and what does not',
+    add_for_nova(_check, 'Say whether the patch fits, and what does not',
         'Exit status: 0 when it fits, else 1.', release=True)
+    _add_vdis(add(
+        _vdis, 'List what Nova has in the Sheepdog cluster',
+        'It is for a compute host. Which servers there are it asks Nova\'s '
+        'API, for which it needs the rights of an administrator: the OS_* '
+        'variables or --os-cloud. OWN and SHARED are the bytes of data that '
+        'only this VDI has and that it shares with others, copies not '
+        'counted; TRANSPORT is how this host reaches it. An orphan belongs '
+        'to a server that Nova does not have. Exit status: 0; 1 after an '
+        'error, or when an orphan could not be deleted.'))
     return parser
+
+
+def _add_vdis(command):
+    command.add_argument(
+        '--config-file', metavar='FILE', action='append',
+        help='configuration of nova-compute; may be given again (default: '
+        f'those of {" and ".join(vdis.CONFIG_FILES)} that are there)')
+    command.add_argument(
+        '--host', metavar='ADDRESS', help='IPv4 address of a sheep daemon '
+        '(default: [libvirt] images_sheepdog_host of the configuration)')
+    command.add_argument(
+        '--port', type=int, help='its TCP port (default: [libvirt] '
+        'images_sheepdog_port of the configuration)')
+    command.add_argument(
+        '--os-cloud', metavar='NAME', help='cloud of clouds.yaml whose Nova '
+        'to ask (default: what the OS_* variables say)')
+    command.add_argument(
+        '--clean', action='store_true', help='delete the orphans, after they '
+        'were shown and you said yes. Snapshots that Nova did not take stay, '
+        'and so does every orphan with a VDI or snapshot younger than '
+        f'{vdis.MINIMUM_AGE // 60} minutes. Never use it where two Novas '
+        'share a cluster: to each of them the disks of the other are orphans')
+    command.add_argument(
+        '--yes', action='store_true', help='do not ask before --clean deletes')
 
 
 def _name(nova):
@@ -237,3 +276,41 @@ def _check(arguments):
     read, release = _pristine(arguments)
     changes = patch.Patch().changes(read, release)
     print(f'The patch fits Nova {release}: {len(changes)} files.')
+
+
+def _vdis(arguments):
+    if arguments.yes and not arguments.clean:
+        raise graft.GraftError('--yes goes with --clean.')
+    configuration = vdis.configure(arguments.config_file)
+    cluster = vdis.Cluster(arguments.host or configuration.host,
+                           arguments.port or configuration.port)
+    api = vdis.Api(arguments.os_cloud)
+    found, others = vdis.look(cluster, api)
+    orphans = [each for each in found if each.is_orphan]
+    if not arguments.clean:
+        vdis.show(found, configuration)
+        print(f'{len(found)} VDIs and snapshots, {len(orphans)} of them '
+              f'orphans. Not of Nova: {others}.')
+        return 0
+    if not orphans:
+        print('There are no orphans to delete.')
+        return 0
+    api.check_host(configuration.name)
+    vdis.show(orphans, configuration)
+    if not (arguments.yes or _confirm(len(orphans), cluster.name)):
+        print('Nothing was deleted.')
+        return 1
+    failures = vdis.clean(orphans, cluster, api)
+    if failures:
+        raise graft.GraftError('Not all could be deleted:\n  ' +
+                               '\n  '.join(failures))
+    return 0
+
+
+def _confirm(count, name):
+    if not sys.stdin.isatty():
+        raise graft.GraftError('Nobody is here to say yes, so nothing was '
+                               'deleted. Give --yes if that is meant.')
+    answer = input(f'Delete these {count} VDIs and snapshots of the cluster '
+                   f'at {name} for good? [y/N] ')
+    return answer.strip().lower() in ('y', 'yes')
