@@ -199,6 +199,11 @@ class LibvirtDriver:
         if CONF.libvirt.images_type == 'sheepdog':
             imagebackend.Sheepdog.export_disks(xml)
 
+    @before('unpause', 'guest.resume()')
+    def _(self, guest):
+        if CONF.libvirt.images_type == 'sheepdog':
+            sheepdog_migration.receive(guest)
+
     @before('_get_local_gb_info', 'for (k, v) in info.items():')
     def _(self, info):
         if CONF.libvirt.images_type == 'sheepdog':
@@ -209,7 +214,7 @@ class LibvirtDriver:
         if CONF.libvirt.images_type == 'sheepdog':
             sheepdog_migration.check_destination(
                 instance, self._get_sheepdog_disk_names(instance),
-                block_migration)
+                block_migration, self.instance_exists(instance))
 
     @before('check_can_live_migrate_source', 'source = CONF.host')
     def _(self, instance, dest_check_data):

@@ -65,12 +65,13 @@ def _refuse(instance_uuid, reason):
         {'uuid': instance_uuid, 'reason': reason})
 
 
-def check_destination(instance, names, block_migration):
+def check_destination(instance, names, block_migration, is_here=False):
     """Refuse at the destination what could not be done safely.
 
     :param instance: the nova.objects.instance.Instance
     :param names: names of all disks that it can have on Sheepdog
     :param block_migration: True if its disks are to be copied
+    :param is_here: whether libvirt at the destination has such a guest
     :raises: exception.MigrationPreCheckError
     """
     if block_migration:
@@ -87,6 +88,11 @@ def check_destination(instance, names, block_migration):
             'guests of the destination reach their VDIs by the native '
             'transport, which cannot be told to read again what the source '
             'has changed; migrate it cold'))
+    if is_here:
+        # Its targets would be made anew under it.
+        _refuse(instance.uuid, _(
+            'the libvirtd of the destination has a guest of this instance '
+            'already; see that it is stale, and undefine it'))
 
 
 def check_source(guest, dest_check_data):
@@ -194,8 +200,12 @@ def get_destination_xml(xml, instance, migrate_data):
     metadata = tree.find('metadata')
     if metadata is None:
         metadata = etree.SubElement(tree, 'metadata')
+    name = '{%s}arrival' % NAMESPACE
+    for arrival in metadata.findall(name):
+        # It has not been received yet where it is now.
+        metadata.remove(arrival)
     etree.SubElement(
-        metadata, '{%s}arrival' % NAMESPACE, nsmap={'sheepdog': NAMESPACE},
+        metadata, name, nsmap={'sheepdog': NAMESPACE},
         resume='no' if instance.vm_state == vm_states.PAUSED else 'yes')
     return etree.tostring(tree, encoding='unicode')
 
@@ -242,15 +252,24 @@ def _receive(guest):
         libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
 
-def try_to_receive(guest):
+def receive(guest):
     """Let a guest go on if it has come from another host.
+
+    :param guest: a nova.virt.libvirt.guest.Guest, of any kind and state
+    :raises: exception.TgtError or libvirt.libvirtError if it has, and its
+        VDIs could not be reloaded
+    """
+    if _get_arrival(guest) is not None:
+        utils.synchronized('sheepdog-receive-' + guest.uuid)(_receive)(guest)
+
+
+def try_to_receive(guest):
+    """Call receive(), and say so if it fails: it is tried again.
 
     :param guest: a nova.virt.libvirt.guest.Guest, of any kind and state
     """
     try:
-        if _get_arrival(guest) is not None:
-            utils.synchronized('sheepdog-receive-' + guest.uuid)(
-                _receive)(guest)
+        receive(guest)
     except Exception as e:
         LOG.error('Instance %(uuid)s may have come from another host and is '
                   'kept paused until its VDIs have been reloaded, because it '
@@ -268,7 +287,7 @@ def handle_event(host, event):
     :param host: the nova.virt.libvirt.host.Host
     :param event: a nova.virt.event.InstanceEvent of any kind
     """
-    def receive():
+    def receive_it():
         for guest in host.list_guests(only_running=True):
             if guest.uuid == event.uuid:
                 try_to_receive(guest)
@@ -276,7 +295,7 @@ def handle_event(host, event):
     if (isinstance(event, virtevent.LifecycleEvent) and
             event.transition == virtevent.EVENT_LIFECYCLE_PAUSED):
         # The next event may not have to wait for tgtd and the cluster.
-        threading.Thread(target=receive, daemon=True).start()
+        threading.Thread(target=receive_it, daemon=True).start()
 
 
 def keep_receiving(host):
@@ -288,7 +307,7 @@ def keep_receiving(host):
     if imagebackend.Sheepdog.get_transport() != 'iscsi':
         return
 
-    def receive(stop):
+    def receive_all(stop):
         while True:
             try:
                 for guest in host.list_guests(only_running=True):
@@ -301,7 +320,7 @@ def keep_receiving(host):
 
     stop_receiving()
     _stop_receiving = threading.Event()
-    threading.Thread(target=receive, args=(_stop_receiving,),
+    threading.Thread(target=receive_all, args=(_stop_receiving,),
                      daemon=True).start()
 
 

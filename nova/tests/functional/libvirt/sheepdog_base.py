@@ -39,6 +39,7 @@ from nova.tests.functional.api import client
 from nova.tests.functional import integrated_helpers
 from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import imagebackend
+from nova.virt.libvirt import sheepdog_migration
 
 # Newer releases keep the identity of a host in a file.
 node = importutils.try_import('nova.virt.node')
@@ -86,6 +87,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         # set and no service has read them yet.
         self.addCleanup(self.real_libvirt.disconnect)
         self.addCleanup(imagebackend.Sheepdog.stop_keeping_exports)
+        self.addCleanup(sheepdog_migration.stop_receiving)
         self.sheepdog = self.start_cluster()
         state_path = self.useFixture(fixtures.TempDir()).path
         self.instances_path = os.path.join(state_path, 'instances')
@@ -125,10 +127,6 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         if name == 'compute':
             self.addCleanup(service.stop)
         return service
-
-    @staticmethod
-    def _stop_timer():
-        imagebackend.Sheepdog.stop_keeping_exports()
 
     def restart_compute(self):
         """Stop nova-compute and start it anew, guests going on."""
@@ -205,18 +203,18 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
 
         self.wait_until(is_deleted)
 
-    def _wait_longer(self, wait, *args):
+    def _wait_longer(self, wait, *args, **kwargs):
         def find():
             try:
-                return wait(*args)
+                return wait(*args, **kwargs)
             except self.failureException:
                 return None
 
         return self.wait_until(find)
 
-    def _wait_for_instance_action_event(self, *args):
+    def _wait_for_instance_action_event(self, *args, **kwargs):
         return self._wait_longer(
-            super()._wait_for_instance_action_event, *args)
+            super()._wait_for_instance_action_event, *args, **kwargs)
 
     def _wait_for_migration_status(self, *args):
         return self._wait_longer(super()._wait_for_migration_status, *args)

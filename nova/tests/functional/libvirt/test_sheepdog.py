@@ -142,16 +142,24 @@ class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
             self._delete_server(server)
             self.assert_nothing_left(server)
 
+    def _is_refused(self, server, reason):
+        return reason in str(self._wait_for_action_fail_completion(
+            server, 'live-migration',
+            'compute_check_can_live_migrate_destination'))
+
     def test_live_migration_is_refused(self):
         other = self.start_other_compute()
         server = self.boot(self.upload_image(), host='compute')
-        self.api.post_server_action(server['id'], {'os-migrateLive': {
-            'host': other.host, 'block_migration': 'auto'}})
-        self._wait_for_migration_status(server, ['error'])
-        event = self._wait_for_action_fail_completion(
-            server, 'live-migration',
-            'compute_check_can_live_migrate_destination')
-        self.assertIn('are on Sheepdog', str(event))
+        for transport, reason in (
+                ('native', 'reach their VDIs by the native transport'),
+                # The two share one libvirtd and one tgtd.
+                ('iscsi', 'has a guest of this instance already')):
+            self.flags(group='libvirt', images_sheepdog_transport=transport)
+            self.api.post_server_action(server['id'], {'os-migrateLive': {
+                'host': other.host, 'block_migration': 'auto'}})
+            self.wait_until(self._is_refused, server, reason)
+            self.wait_until(lambda: self.api.get_server(server['id'])[
+                'OS-EXT-STS:task_state'] is None)
         server = self._wait_for_state_change(server, 'ACTIVE')
         self.assertEqual('compute', server['OS-EXT-SRV-ATTR:host'])
         self.wait_for_beats(server)

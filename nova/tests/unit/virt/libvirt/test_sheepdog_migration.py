@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+import functools
 import threading
 import types
 from unittest import mock
@@ -24,6 +25,7 @@ from nova import test
 from nova.tests.unit.virt.libvirt import sheepdog_base
 from nova.virt import event as virtevent
 from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt import driver
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import sheepdog_migration
@@ -117,6 +119,12 @@ class CheckTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
         self.check_destination(block_migration=None)
         self.assert_refused('block migration', self.check_destination,
                             block_migration=True)
+
+    def test_destination_that_has_the_guest(self):
+        libvirt_utils.create_sheepdog_vdi(VDI, units.Mi)
+        self.assert_refused(
+            'already', sheepdog_migration.check_destination, self.instance,
+            self.NAMES, block_migration=False, is_here=True)
 
     def test_destination_with_native_transport(self):
         self.flags(images_sheepdog_transport='native', group='libvirt')
@@ -233,6 +241,13 @@ class SourceTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
         self.instance.vm_state = 'paused'
         self.assertEqual('no', self.get_arrival(self.get_tree()))
 
+    def test_xml_of_a_guest_that_has_not_been_received(self):
+        xml = etree.tostring(self.get_tree(), encoding='unicode')
+        self.instance.vm_state = 'paused'
+        tree = self.get_tree(xml)
+        self.assertEqual(2, len(tree.find('metadata')))
+        self.assertEqual('no', self.get_arrival(tree))
+
     def test_cleanup_where_hosts_share_the_instances_path(self):
         compute = mock.Mock(spec=manager.ComputeManager)
         for image_type in 'sheepdog', 'rbd':
@@ -294,6 +309,21 @@ class DestinationTestCase(sheepdog_base.SheepdogTestMixin,
         self.assertEqual(['reload'], self.receive())
         self.assertIn('kept paused', self.stdlog.logger.output)
         self.assertIn('invalid request', self.stdlog.logger.output)
+
+    def test_unpause_reloads_first(self):
+        guest = make_guest(resume='no')
+        self.host.get_guest.return_value = guest
+        unpause = functools.partial(
+            driver.LibvirtDriver.unpause, mock.Mock(_host=self.host),
+            mock.Mock())
+        self.flags(images_type='sheepdog', group='libvirt')
+        self.reload.side_effect = exception.TgtError(
+            command='tgtadm', reason='no')
+        self.assertRaises(exception.TgtError, unpause)
+        guest.resume.assert_not_called()
+        self.reload.side_effect = None
+        unpause()
+        guest.resume.assert_called_once_with()
 
     def test_received_by_another_thread_meanwhile(self):
         guest = make_guest()
