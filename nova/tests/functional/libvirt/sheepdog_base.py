@@ -37,9 +37,11 @@ from nova.tests.fixtures import real_libvirt
 from nova.tests.fixtures import sheepdog
 from nova.tests.functional.api import client
 from nova.tests.functional import integrated_helpers
+from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import sheepdog_migration
+from nova.virt.libvirt import utils as libvirt_utils
 
 # Newer releases keep the identity of a host in a file.
 node = importutils.try_import('nova.virt.node')
@@ -343,6 +345,33 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         """Return the iSCSI targets of a server."""
         return [name for name in self.testbed.targets()
                 if server['id'] in name]
+
+    def assert_exported(self, server, disks):
+        """See that the disks of a server can be reached, and no others.
+
+        :param disks: names of its disks, such as 'disk'
+        """
+        expected = {
+            libvirt_utils.get_sheepdog_iqn('%s_%s' % (server['id'], disk))
+            for disk in disks}
+        if imagebackend.Sheepdog.get_transport() == 'native':
+            expected = set()
+        self.assertEqual(expected, set(self.targets(server)))
+
+    def guest_disks(self, server):
+        """Return what disks on Sheepdog the running guest has.
+
+        :returns: list of (device, name of the disk), such as
+            ('cdrom', 'disk.config')
+        """
+        disks = []
+        for element in self.guest_xml(server).findall('devices/disk'):
+            disk = vconfig.LibvirtConfigGuestDisk()
+            disk.parse_dom(element)
+            vdi = libvirt_utils.get_sheepdog_vdi_of_disk(disk)
+            if vdi:
+                disks.append((element.get('device'), vdi.partition('_')[2]))
+        return disks
 
     def files(self, server):
         """Return the files of a server below instances_path."""

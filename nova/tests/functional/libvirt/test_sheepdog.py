@@ -30,7 +30,7 @@ class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
     def test_boot_and_delete(self, disk_format):
         server = self.boot(self.upload_image(disk_format))
         self.assertEqual({'disk': units.Gi}, self.vdis(server))
-        self.assertEqual(1, len(self.targets(server)))
+        self.assert_exported(server, ['disk'])
         # The log of the console is a file, and no disk is.
         self.assertNotIn('disk', [os.path.basename(path)
                                   for path in self.files(server)])
@@ -46,14 +46,10 @@ class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
             {'disk': units.Gi, 'disk.eph0': units.Gi,
              'disk.swap': 8 * units.Mi, 'disk.config': vdis['disk.config']},
             vdis)
-        xml = self.guest_xml(server)
         self.assertEqual(
             [('disk', 'disk'), ('disk', 'disk.eph0'), ('disk', 'disk.swap'),
-             ('cdrom', 'disk.config')],
-            [(disk.get('device'),
-              disk.find('source').get('name').rpartition('/')[0].partition(
-                  server['id'] + '.')[2])
-             for disk in xml.findall('devices/disk')])
+             ('cdrom', 'disk.config')], self.guest_disks(server))
+        self.assert_exported(server, vdis)
         # Something that guests understand is on each.
         for name, offset, magic in (
                 ('disk.swap', 4096 - 10, b'SWAPSPACE2'),
@@ -85,7 +81,6 @@ class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
         self.assertEqual('1000', disk.findtext('iotune/read_iops_sec'))
         self.assertEqual('104857600',
                          disk.findtext('iotune/write_bytes_sec'))
-        self.assertEqual('iscsi', disk.find('source').get('protocol'))
         self.assertEqual('none', disk.find('driver').get('cache'))
 
     def test_power_states(self):

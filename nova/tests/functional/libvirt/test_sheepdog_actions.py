@@ -56,7 +56,7 @@ class SheepdogActionsTestCase(sheepdog_base.SheepdogTestCase):
         self.assertEqual(image_format,
                          self.glance.images[image_id]['disk_format'])
         self.assertEqual({'disk': units.Gi}, self.vdis(server))
-        self.assertEqual(1, len(self.targets(server)))
+        self.assert_exported(server, ['disk'])
         if action is None:
             # Its disk is as good as before.
             self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
@@ -94,9 +94,9 @@ class SheepdogActionsTestCase(sheepdog_base.SheepdogTestCase):
         self._resize(server, disk=2, ephemeral=1, swap=0)
         self.wait_for_boot(server, 2)
         # Before Nova 27 the guest keeps its swap.
-        swap = [disk for disk in self.guest_xml(server).findall(
-            'devices/disk/source') if 'disk.swap' in disk.get('name')]
-        self.assertEqual(bool(swap), 'disk.swap' in self.vdis(server))
+        self.assertEqual(
+            {disk for _device, disk in self.guest_disks(server)},
+            {vdi for vdi in self.vdis(server) if '@' not in vdi})
         self.act(server, 'revertResize', None, 'ACTIVE')
         # The disk is as it was before: that boot has not been counted.
         self.wait_for_boot(server, 2)
