@@ -40,14 +40,14 @@ MINIMUM_AGE = 600
 # every VDI, 1 ms each.
 TIME_LIMIT = 300
 UNITS = ('B', 'KiB', 'MiB', 'GiB', 'TiB')
-TAGS = ('nova-snapshot', 'nova-resize')
+TAGS = ('nova-snapshot', 'nova-resize', 'nova-base')
 # dog vdi list -r: flag, name, snapshot id, size, own bytes, shared bytes,
 # creation time, VDI id, copies, tag, block size shift
 LINE = re.compile(
     r'(?P<flag>[s=c]) '
     r'(?P<uuid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})_'
     r'(?P<disk>disk(?:\.(?:local|swap|config|rescue|config\.rescue|eph\d+))?'
-    r'|scratch) '
+    r'|scratch|(?:base|record|import|lease)\.[0-9a-f]+) '
     r'\d+ (?P<size>\d+) (?P<own>\d+) (?P<shared>\d+) (?P<created>\d+) '
     r'[0-9a-f]+ \S+ (?P<tag>.*) \d+')
 # What dog says when there is nothing to delete.
@@ -56,9 +56,9 @@ MISSING = ('No VDI found', 'VDI not found', 'Failed to find requested tag')
 
 @dataclasses.dataclass
 class Vdi:
-    """A VDI of an instance, or a snapshot of one.
+    """A VDI of an instance or of a base image, or a snapshot of one.
 
-    :ivar uuid: the instance
+    :ivar uuid: the instance or the image
     :ivar disk: its name behind the UUID, such as disk.swap
     :ivar tag: tag of a snapshot, which may be empty; None: the VDI itself
     :ivar size: in bytes
@@ -81,6 +81,11 @@ class Vdi:
     @property
     def shown(self):
         return self.disk if self.tag is None else f'{self.disk}@{self.tag}'
+
+    @property
+    def is_of_base(self):
+        """Whether it is of a base image, which many instances may share."""
+        return not self.disk.startswith(('disk', 'scratch'))
 
     @property
     def is_novas(self):
@@ -238,9 +243,9 @@ class Api:
     @staticmethod
     def _failure(error):
         return GraftError(
-            f"Nova's API does not answer: {error}. Without it nobody knows "
-            'which instances there are. Set the OS_* variables of an '
-            'administrator, or name him with --os-cloud.')
+            f"Nova's API does not tell which servers there are: {error}. Set "
+            'the OS_* variables of an administrator, or name him with '
+            '--os-cloud.')
 
     def _get(self, path):
         try:
@@ -324,13 +329,20 @@ def look(cluster, api):
     # The servers last: one may have been made meanwhile.
     vdis, others = cluster.list()
     servers = api.get_servers()
-    for uuid in {vdi.uuid for vdi in vdis} - set(servers):
+    wanted = {vdi.uuid for vdi in vdis if not vdi.is_of_base}
+    for uuid in sorted(wanted - set(servers)):
         servers[uuid] = api.ask(uuid)
+    names = {(vdi.name, vdi.tag) for vdi in vdis}
     found = []
     for vdi in sorted(vdis, key=lambda vdi: (vdi.name, vdi.tag or '')):
-        server = servers[vdi.uuid]
+        server = None if vdi.is_of_base else servers[vdi.uuid]
         if not vdi.is_novas:
             state = "not Nova's"
+        elif vdi.is_of_base:
+            # It is whole only with the snapshot that is cloned.
+            whole = {(vdi.name, None), (vdi.name, 'nova-base')} <= names
+            state = ('base image' if whole or vdi.disk.startswith('record')
+                     else 'base image, half-made')
         elif server:
             state = server[0]
         else:
@@ -384,8 +396,8 @@ def show(found, configuration):
                 if configuration.transport == 'native' and
                 each.host == configuration.name else '-')
 
-    rows = [('INSTANCE', 'DISK', 'SIZE', 'OWN', 'SHARED', 'TRANSPORT', 'HOST',
-             'STATE')]
+    rows = [('INSTANCE OR IMAGE', 'DISK', 'SIZE', 'OWN', 'SHARED',
+             'TRANSPORT', 'HOST', 'STATE')]
     rows += [(each.vdi.uuid, each.vdi.shown, _amount(each.vdi.size),
               _amount(each.vdi.own), _amount(each.vdi.shared),
               transport(each), each.host or '-', each.state)

@@ -30,7 +30,8 @@ from graft.tests import test_cli
 sys.path.insert(0, str(patch.find_root() / 'nova/tests/fixtures'))
 sheepdog = importlib.import_module('sheepdog')
 
-SERVER, GONE, HIDDEN = (str(uuid.UUID(int=number)) for number in (1, 2, 3))
+SERVER, GONE, HIDDEN, IMAGE = (
+    str(uuid.UUID(int=number)) for number in range(1, 5))
 LATER = 1000
 
 
@@ -173,12 +174,18 @@ class VdisTestCase(test_cli.CommandTestCase):
         self.nova.listed[SERVER] = 'VERIFY_RESIZE'
         self.nova.hidden[HIDDEN] = 'SOFT_DELETED'
         self.dog('vdi', 'resize', SERVER + '_disk', '2G')
+        self.make(IMAGE, 'base.0a', 'nova-base')
+        self.make(IMAGE, 'base.1b')
+        self.make(IMAGE, 'record.0a')
+        self.make(IMAGE, 'import.2c')
         self.age()
         status, out, error = self.vdis()
         self.assertEqual((0, ''), (status, error))
         rows = {tuple(row[:2]): row[2:] for row in (
             re.split(r'  +', line) for line in out.splitlines()[1:-1])}
         known = ['0 B', '0 B', '-', 'compute', 'VERIFY_RESIZE']
+        base = ['8.0 MiB', '0 B', '0 B', '-', '-', 'base image']
+        half = [*base[:-1], 'base image, half-made']
         orphan = ['8.0 MiB', '0 B', '0 B', '-', '-', 'orphan']
         self.assertEqual({
             (SERVER, 'disk'): ['2.0 GiB', *known],
@@ -188,8 +195,13 @@ class VdisTestCase(test_cli.CommandTestCase):
             (GONE, 'disk@backup'): [*orphan[:-1], "not Nova's"],
             (GONE, 'disk.eph0'): orphan,
             (HIDDEN, 'disk'): [*orphan[:-1], 'SOFT_DELETED'],
+            (IMAGE, 'base.0a'): base,
+            (IMAGE, 'base.0a@nova-base'): base,
+            (IMAGE, 'base.1b'): half,
+            (IMAGE, 'record.0a'): base,
+            (IMAGE, 'import.2c'): half,
         }, rows)
-        self.assertEqual('7 VDIs and snapshots, 3 of them orphans. Not of '
+        self.assertEqual('12 VDIs and snapshots, 3 of them orphans. Not of '
                          'Nova: 1.', out.splitlines()[-1])
 
     def test_transport(self):
@@ -207,6 +219,7 @@ class VdisTestCase(test_cli.CommandTestCase):
         self.assertEqual(1, out.count('iscsi'))
 
     def test_clean(self):
+        self.make(IMAGE, 'import.2c')
         self.age()
         before = self.all_there()
         status, out, error = self.vdis('--clean', '--yes')
@@ -298,7 +311,7 @@ class VdisTestCase(test_cli.CommandTestCase):
     def test_no_api(self):
         self.useFixture(fixtures.EnvironmentVariable(
             'OS_ENDPOINT', 'http://127.0.0.1:1/v2.1'))
-        self.assert_refused("Nova's API does not answer", '--clean', '--yes')
+        self.assert_refused("Nova's API does not tell", '--clean', '--yes')
 
     def test_no_configuration(self):
         self.configuration += '.missing'
