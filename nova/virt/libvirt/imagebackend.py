@@ -408,7 +408,31 @@ class Sheepdog(Image):
         """
         guest_config = vconfig.LibvirtConfigGuest()
         guest_config.parse_str(xml)
-        tgt.export(cls.get_exports(guest_config))
+        vdis = cls.get_exports(guest_config)
+        try:
+            tgt.export(vdis)
+        except exception.TgtError:
+            with excutils.save_and_reraise_exception() as context:
+                if any([cls._finish_roll_back(vdi) for vdi in vdis.values()]):
+                    context.reraise = False
+                    tgt.export(vdis)
+
+    @staticmethod
+    def _finish_roll_back(vdi):
+        """Make a disk again that an interrupted roll_back_disks() deleted.
+
+        :param vdi: name of the VDI
+        :returns: False if it is there, or was not deleted by that
+        :raises: exception.SheepdogError
+        """
+        try:
+            libvirt_utils.clone_sheepdog_vdi(
+                vdi, libvirt_utils.RESIZE_SNAPSHOT_NAME, vdi)
+        except (exception.SheepdogVDINotFound, exception.SheepdogVDIExists):
+            return False
+        LOG.warning('Made VDI %s again as it was before the resize, whose '
+                    'reversal was interrupted', vdi)
+        return True
 
     @classmethod
     def keep_exports(cls, host):

@@ -273,26 +273,43 @@ class SheepdogImageTestCase(_SheepdogTestCase):
                 exception.SheepdogError, 'delete the server again',
                 imagebackend.Sheepdog.delete_disks, self.instance, ['disk'])
 
-    def test_export_and_unexport_disks(self):
-        self.image.create_image(self._write_base, self.base, None)
+    def _get_guest_xml(self, *further):
+        """Return the XML of a guest with the disk, and further ones."""
         guest = vconfig.LibvirtConfigGuest()
         guest.virt_type = 'kvm'
         self.image.disk_info_mapping = {
             'bus': 'virtio', 'dev': 'vda', 'type': 'disk'}
-        guest.add_device(self.image.libvirt_info('none', {}))
+        for device in (self.image.libvirt_info('none', {}), *further):
+            guest.add_device(device)
+        return guest.to_xml()
+
+    def test_export_and_unexport_disks(self):
+        self.image.create_image(self._write_base, self.base, None)
         volume = vconfig.LibvirtConfigGuestDisk()
         volume.source_type = 'network'
         volume.source_protocol = 'iscsi'
         volume.source_name = 'iqn.2010-10.org.openstack:volume-1/1'
         volume.target_dev = 'vdb'
         volume.target_bus = 'virtio'
-        guest.add_device(volume)
-        imagebackend.Sheepdog.export_disks(guest.to_xml())
+        imagebackend.Sheepdog.export_disks(self._get_guest_xml(volume))
         self.assertEqual(
             ['iqn.2014-06.org.openstack.nova:%s.disk' % self.instance.uuid],
             list(tgt._get_targets()))
         imagebackend.Sheepdog.unexport_disks(self.instance)
         self.assertEqual({}, tgt._get_targets())
+
+    def test_export_of_a_disk_that_a_roll_back_left_deleted(self):
+        libvirt_utils.create_sheepdog_vdi(self.image.vdi, 8 * units.Mi)
+        self._write(self.image.vdi, b'before')
+        imagebackend.Sheepdog.snapshot_disks(self.instance, ['disk'])
+        libvirt_utils.delete_sheepdog_vdi(self.image.vdi)
+        imagebackend.Sheepdog.export_disks(self._get_guest_xml())
+        self.assertEqual(b'before', self._read(self.image.vdi, 6))
+
+    def test_export_of_a_disk_that_is_missing(self):
+        self.assertRaisesRegex(
+            exception.TgtError, 'no such VDI',
+            imagebackend.Sheepdog.export_disks, self._get_guest_xml())
 
     def test_keep_exports(self):
         self.image.create_image(self._write_base, self.base, None)
