@@ -413,7 +413,8 @@ class Sheepdog(Image):
             tgt.export(vdis)
         except exception.TgtError:
             with excutils.save_and_reraise_exception() as context:
-                if any([cls._finish_roll_back(vdi) for vdi in vdis.values()]):
+                if {vdi for vdi in vdis.values()
+                        if cls._finish_roll_back(vdi)}:
                     context.reraise = False
                     tgt.export(vdis)
 

@@ -20,10 +20,12 @@ import contextlib
 import os
 import re
 import sys
+import threading
 from unittest import mock
 
 import fixtures
 from lxml import etree
+from oslo_concurrency import lockutils
 from oslo_concurrency import processutils
 from oslo_utils.fixture import uuidsentinel as uuids
 from oslo_utils import importutils
@@ -49,6 +51,10 @@ node = importutils.try_import('nova.virt.node')
 CONF = nova.conf.CONF
 # Seconds that a guest, a server or a daemon may take for anything.
 LIMIT = 240
+
+
+class ComputeKilled(BaseException):
+    """Ends a thread of a nova-compute that is dead."""
 
 
 class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
@@ -93,7 +99,9 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         self.sheepdog = self.start_cluster()
         state_path = self.useFixture(fixtures.TempDir()).path
         self.instances_path = os.path.join(state_path, 'instances')
-        os.mkdir(self.instances_path)
+        self.snapshots_directory = os.path.join(state_path, 'snapshots')
+        for directory in self.instances_path, self.snapshots_directory:
+            os.mkdir(directory)
         self.flags(
             compute_driver='libvirt.LibvirtDriver',
             instances_path=self.instances_path,
@@ -110,7 +118,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
             images_sheepdog_port=self.sheepdog.port,
             images_sheepdog_portal=self.testbed.portal,
             images_type=self.IMAGES_TYPE,
-            snapshots_directory=os.path.join(state_path, 'snapshots'),
+            snapshots_directory=self.snapshots_directory,
             virt_type='qemu',
             wait_soft_reboot_seconds=1)
         self.flags(group='vnc', enabled=False)
@@ -134,6 +142,44 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         """Stop nova-compute and start it anew, guests going on."""
         self.compute = self.restart_compute_service(
             self.compute, keep_hypervisor_state=False)
+
+    def kill_compute_within(self, owner, name, replacement, act):
+        """Do something, kill nova-compute on the way, and start it again.
+
+        :param owner: where the function is that it dies in, such as a module
+        :param name: name of that function
+        :param replacement: what runs in its place; when it returns,
+            nova-compute dies
+        :param act: function that asks Nova for something
+        :returns: what that returned
+        """
+        killed = threading.Event()
+        never = threading.Event()
+
+        def run_and_die(*args, **kwargs):
+            replacement(*args, **kwargs)
+            killed.set()
+            # What is dead does not go on, and no handler runs either, before
+            # the end of the test.
+            never.wait()
+            raise ComputeKilled()
+
+        self.addCleanup(never.set)
+        with mock.patch.object(owner, name, run_and_die):
+            result = act()
+            self.wait_until(killed.is_set)
+        # Another process has locks of its own.
+        for locks in '_semaphores', '_fair_locks':
+            self.useFixture(fixtures.MockPatchObject(
+                lockutils, locks, type(getattr(lockutils, locks))()))
+        # What is dead does not end its calls first.
+        for name in 'rpcserver', 'rpcserver_alt':
+            # Newer releases have two.
+            if getattr(self.compute, name, None):
+                self.useFixture(fixtures.MockPatchObject(
+                    getattr(self.compute, name), 'wait'))
+        self.restart_compute()
+        return result
 
     def start_other_compute(self):
         """Start a second nova-compute, which shares this one's libvirtd.
@@ -286,6 +332,16 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         self.wait_until(lambda: self.api.get_server(server['id'])[
             'OS-EXT-STS:task_state'] is None)
         return self._wait_for_state_change(server, status)
+
+    def create_image(self, server):
+        """Make an image of a server, and return its id."""
+        image_id = self.api.post_server_action(
+            server['id'], {'createImage': {'name': 'snapshot'}})['image_id']
+        self.wait_until(
+            lambda: self.glance.images[image_id]['status'] == 'active')
+        self.wait_until(lambda: self.api.get_server(server['id'])[
+            'OS-EXT-STS:task_state'] is None)
+        return image_id
 
     def console(self, server):
         """Return what the guest printed since it was last started."""

@@ -192,9 +192,17 @@ class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
         _status, out, _err = self.sheepdog.run('node', 'info', '-r')
         total = int(out.splitlines()[-1].split()[1])
         provider, = self._get_all_providers()
-        self.assertEqual(
-            total // 2 // units.Gi, self._get_provider_inventory(
-                provider['uuid'])['DISK_GB']['total'])
+        self.flags(reserved_host_disk_mb=2048, disk_allocation_ratio=1.5)
+        self.compute.manager.update_available_resource(
+            context.get_admin_context())
+        inventory = self._get_provider_inventory(provider['uuid'])['DISK_GB']
+        self.assertEqual(total // 2 // units.Gi, inventory['total'])
+        self.assertEqual(2, inventory['reserved'])
+        self.assertEqual(1.5, inventory['allocation_ratio'])
+        # A VDI is raw, and Nova converts what it can.
+        traits = self._get_provider_traits(provider['uuid'])
+        for disk_format in 'QCOW2', 'RAW':
+            self.assertIn('COMPUTE_IMAGE_TYPE_' + disk_format, traits)
 
 
 @ddt.ddt

@@ -34,16 +34,6 @@ class SheepdogActionsTestCase(sheepdog_base.SheepdogTestCase):
         return self.act(server, 'resize', {
             'flavorRef': self.make_flavor(**flavor)}, 'VERIFY_RESIZE')
 
-    def _snapshot(self, server):
-        """Make an image of a server, and return its id."""
-        image_id = self.api.post_server_action(
-            server['id'], {'createImage': {'name': 'snapshot'}})['image_id']
-        self.wait_until(
-            lambda: self.glance.images[image_id]['status'] == 'active')
-        self.wait_until(lambda: self.api.get_server(server['id'])[
-            'OS-EXT-STS:task_state'] is None)
-        return image_id
-
     @ddt.data(('raw', None), ('qcow2', 'os-stop'), ('raw', 'pause'))
     @ddt.unpack
     def test_create_image(self, image_format, action):
@@ -52,7 +42,7 @@ class SheepdogActionsTestCase(sheepdog_base.SheepdogTestCase):
         if action:
             self.act(server, action, None,
                      {'os-stop': 'SHUTOFF', 'pause': 'PAUSED'}[action])
-        image_id = self._snapshot(server)
+        image_id = self.create_image(server)
         self.assertEqual(image_format,
                          self.glance.images[image_id]['disk_format'])
         self.assertEqual({'disk': units.Gi}, self.vdis(server))
@@ -132,11 +122,26 @@ class SheepdogActionsTestCase(sheepdog_base.SheepdogTestCase):
         self._delete_server(server)
         self.assert_nothing_left(server)
 
-    def test_rebuild(self):
+    def test_stable_device_rescue(self):
         server = self.boot(self.upload_image())
-        self.act(server, 'rebuild', {'imageRef': self.upload_image('qcow2')},
-                 'ACTIVE')
+        self.act(server, 'rescue', {'rescue_image_ref': self.upload_image(
+            hw_rescue_device='disk', hw_rescue_bus='virtio')}, 'RESCUE')
         self.wait_for_boot(server, 1)
+        self.assertEqual([('disk', 'disk'), ('disk', 'disk.rescue')],
+                         self.guest_disks(server))
+        self.act(server, 'unrescue', None, 'ACTIVE')
+        self.wait_for_boot(server, 2)
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_rebuild(self):
+        image_id = self.upload_image()
+        server = self.boot(image_id, self.make_flavor(ephemeral=1, swap=8))
+        vdis = self.vdis(server)
+        for image in image_id, self.upload_image('qcow2'):
+            self.act(server, 'rebuild', {'imageRef': image}, 'ACTIVE')
+            self.wait_for_boot(server, 1)
+            self.assertEqual(vdis, self.vdis(server))
         self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
         self.wait_for_boot(server, 2)
         self._delete_server(server)

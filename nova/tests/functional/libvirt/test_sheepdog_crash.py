@@ -13,12 +13,9 @@
 """Whatever dies while a server boots: once it is deleted, nothing is left."""
 
 import subprocess
-import threading
 from unittest import mock
 
 import ddt
-import fixtures
-from oslo_concurrency import lockutils
 
 from nova import context
 from nova.tests.functional.api import client as api_client
@@ -28,10 +25,6 @@ from nova.virt.libvirt.storage import tgt
 from nova.virt.libvirt import utils as libvirt_utils
 
 
-class ComputeKilled(BaseException):
-    """Ends a thread of a nova-compute that is dead."""
-
-
 @ddt.ddt
 class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
 
@@ -39,35 +32,6 @@ class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
         super().setUp()
         # Long enough for a loaded machine.
         self.flags(group='libvirt', images_sheepdog_timeout=10)
-
-    def _kill_compute_within(self, owner, name, replacement):
-        """Boot a server, and kill nova-compute on the way.
-
-        :param replacement: what runs in the place of a function of
-            nova-compute; when it returns, nova-compute dies
-        :returns: the server, with nova-compute started again
-        """
-        killed = threading.Event()
-        never = threading.Event()
-
-        def run_and_die(*args, **kwargs):
-            replacement(*args, **kwargs)
-            killed.set()
-            # What is dead does not go on, and no handler runs either, before
-            # the end of the test.
-            never.wait()
-            raise ComputeKilled()
-
-        self.addCleanup(never.set)
-        with mock.patch.object(owner, name, run_and_die):
-            server = self.post_server(self.upload_image())
-            self.wait_until(killed.is_set)
-        # Another process has locks of its own.
-        for locks in '_semaphores', '_fair_locks':
-            self.useFixture(fixtures.MockPatchObject(
-                lockutils, locks, type(getattr(lockutils, locks))()))
-        self.restart_compute()
-        return server
 
     def _is_settled(self, server):
         server = self.api.get_server(server['id'])
@@ -104,11 +68,14 @@ class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
         'launch': libvirt_guest.Guest,
     }
 
+    def _post_server(self):
+        return self.post_server(self.upload_image())
+
     @ddt.data(*STEPS)
     def test_compute_is_killed_after(self, name):
         owner = self.STEPS[name]
-        self._delete_in_the_end(self._kill_compute_within(
-            owner, name, getattr(owner, name)))
+        self._delete_in_the_end(self.kill_compute_within(
+            owner, name, getattr(owner, name), self._post_server))
 
     def test_copy_outlives_compute(self):
         """qemu-img goes on when the nova-compute that started it is dead."""
@@ -123,8 +90,9 @@ class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
 
         self.sheepdog.fault('hang', subcommand='tgt', operation='*WRITE*',
                             when='after')
-        server = self._kill_compute_within(
-            libvirt_utils, 'copy_with_qemu_img', start_copy)
+        server = self.kill_compute_within(
+            libvirt_utils, 'copy_with_qemu_img', start_copy,
+            self._post_server)
         self.addCleanup(copies[0].kill)
         self.api.delete_server(server['id'])
         self.sheepdog.clear_faults()

@@ -1,0 +1,135 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""Images of servers on Sheepdog, and what is left when they fail."""
+
+import contextlib
+import os
+import threading
+from unittest import mock
+
+from oslo_utils import units
+
+from nova import context
+from nova import exception
+from nova.tests.functional.libvirt import sheepdog_base
+from nova.virt.libvirt import utils as libvirt_utils
+
+
+class SheepdogSnapshotsTestCase(sheepdog_base.SheepdogTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.flags(group='libvirt', snapshot_image_format='qcow2')
+
+    def _post_image(self, server):
+        return self.api.post_server_action(
+            server['id'], {'createImage': {'name': 'snapshot'}})['image_id']
+
+    @contextlib.contextmanager
+    def _making_image(self, server):
+        """Have the body run when the data of an image is about to be read.
+
+        :returns: the id of the image
+        """
+        copy = libvirt_utils.copy_with_qemu_img
+        reached = threading.Event()
+        go_on = threading.Event()
+
+        def wait_and_copy(*args, **kwargs):
+            reached.set()
+            go_on.wait()
+            return copy(*args, **kwargs)
+
+        with mock.patch.object(
+                libvirt_utils, 'copy_with_qemu_img', wait_and_copy):
+            image_id = self._post_image(server)
+            self.wait_until(reached.is_set)
+        try:
+            yield image_id
+        finally:
+            go_on.set()
+
+    def _wait_until_done(self, server):
+        self.wait_until(lambda: self.api.get_server(server['id'])[
+            'OS-EXT-STS:task_state'] is None)
+
+    def _assert_only_the_disk(self, server):
+        self.assertEqual({'disk': units.Gi}, self.vdis(server))
+        self.assert_exported(server, ['disk'])
+        self.assertEqual(
+            [], os.listdir(self.snapshots_directory))
+
+    def _assert_failed(self, server, image_id):
+        self._wait_until_done(server)
+        self._assert_only_the_disk(server)
+        self.assertNotIn(image_id, self.glance.images)
+        self.assertEqual('ACTIVE',
+                         self.api.get_server(server['id'])['status'])
+        self.wait_for_beats(server)
+
+    def test_guest_goes_on(self):
+        server = self.boot(self.upload_image())
+        with self._making_image(server) as image_id:
+            self.wait_for_beats(server)
+            self.sheepdog.reset_stats()
+        self._wait_until_done(server)
+        self.assertEqual('active', self.glance.images[image_id]['status'])
+        self._assert_only_the_disk(server)
+        # No more is read than the one object that there is.
+        self.assertLessEqual(
+            self.sheepdog.stats()['clients']['tgt']['bytes_read'],
+            1.02 * 4 * units.Mi)
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_failures(self):
+        server = self.boot(self.upload_image())
+        with mock.patch(
+                'nova.image.glance.API.update',
+                side_effect=exception.GlanceConnectionFailed(
+                    server='glance', reason='it is a test')):
+            self._assert_failed(server, self._post_image(server))
+
+        with self._making_image(server) as image_id:
+            self.glance.delete(context.get_admin_context(), image_id)
+        self._assert_failed(server, image_id)
+
+        with self._making_image(server):
+            self.api.delete_server(server['id'])
+        self._wait_until_deleted(server)
+        self.wait_until(lambda: not self.vdis(server))
+        self.wait_until(lambda: not os.listdir(self.snapshots_directory))
+        self.assert_nothing_left(server)
+
+    def test_file_systems_have_to_be_frozen(self):
+        """There is no agent in the guest to do it."""
+        server = self.boot(self.upload_image(
+            hw_qemu_guest_agent='yes', os_require_quiesce='yes'))
+        quiesce = self.compute.driver.quiesce
+        reasons = []
+
+        def note_refusal(*args):
+            try:
+                return quiesce(*args)
+            except exception.NovaException as e:
+                reasons.append(str(e))
+                raise
+
+        with mock.patch.object(
+                self.compute.driver, 'quiesce', note_refusal):
+            self._assert_failed(server, self._post_image(server))
+        self.assertIn('agent', reasons[0])
+        # One that is stopped has nothing to freeze.
+        self.act(server, 'os-stop', None, 'SHUTOFF')
+        self.create_image(server)
+        self._delete_server(server)
+        self.assert_nothing_left(server)
