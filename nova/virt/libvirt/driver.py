@@ -27,6 +27,7 @@ from nova.virt.libvirt import blockinfo
 from nova.virt.libvirt.driver import CONF
 from nova.virt.libvirt.driver import LOG
 from nova.virt.libvirt import imagebackend
+from nova.virt.libvirt import sheepdog_base
 from nova.virt.libvirt import sheepdog_migration
 from nova.virt.libvirt import utils as libvirt_utils
 
@@ -40,6 +41,7 @@ class LibvirtDriver:
     def _(self):
         if CONF.libvirt.images_type == 'sheepdog':
             imagebackend.Sheepdog.check_host(self._host)
+            imagebackend.Sheepdog.unexport_imports()
             imagebackend.Sheepdog.keep_exports(self._host)
             sheepdog_migration.keep_receiving(self._host)
 
@@ -112,7 +114,13 @@ class LibvirtDriver:
            'self.image_cache_manager.update(context, all_instances)')
     def _(self):
         if CONF.libvirt.images_type == 'sheepdog':
+            sheepdog_base.delete_unused()
             self._delete_leftovers_of_builds()
+
+    @before('cache_image', 'cache_dir = os.path.join(CONF.instances_path,')
+    def _(self, context, image_id):
+        if CONF.libvirt.images_type == 'sheepdog':
+            return imagebackend.Sheepdog.cache_image(context, image_id)
 
     @after('', 'def _cleanup_rbd(self, instance):')
     def _delete_leftovers_of_builds(self):
@@ -145,6 +153,12 @@ class LibvirtDriver:
     def _(self, image_format):
         if image_format == 'sheepdog':
             image_format = 'raw'
+
+    @before('snapshot', 'LOG.info("Snapshot image upload complete", '
+            'instance=instance)')
+    def _(self, context, root_disk, source_type):
+        if source_type == 'sheepdog':
+            root_disk.publish_snapshot(context)
 
     @before('_live_snapshot', 'dev = guest.get_block_device(disk_path)')
     def _(self, context, instance, disk_path, out_path, image_format,

@@ -11,25 +11,34 @@
 #    under the License.
 
 import contextlib
+import functools
 import os
 import socket
 import threading
+import typing as ty
 
 from graft.fragment import after
 from graft.fragment import substitute
 from oslo_concurrency import processutils
 from oslo_utils import excutils
+from oslo_utils import fileutils
 from oslo_utils import netutils
 from oslo_utils import units
 from oslo_utils import uuidutils
 
+from nova.compute import task_states
+from nova.compute import vm_states
 from nova import exception
 from nova.i18n import _
+from nova import objects
+from nova.virt import images
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt.imagebackend import CONF
 from nova.virt.libvirt.imagebackend import disk
 from nova.virt.libvirt.imagebackend import Image
 from nova.virt.libvirt.imagebackend import LOG
+from nova.virt.libvirt import imagecache
+from nova.virt.libvirt import sheepdog_base
 from nova.virt.libvirt.storage import tgt
 from nova.virt.libvirt import utils as libvirt_utils
 
@@ -39,8 +48,9 @@ class Sheepdog(Image):
     """Keeps every disk on a VDI of a Sheepdog cluster.
 
     A VDI is named '<instance uuid>_<disk name>'. It appears under that name
-    only when it is complete: data is copied into a scratch VDI, whose
-    snapshot is then cloned, which either happens or does not.
+    only when it is complete: it is a clone of a base image, see sheepdog_base,
+    or of a scratch VDI that data was copied into. A clone either is made or
+    is not.
 
     A guest reaches its VDIs by one of two transports: 'native' is QEMU's own
     Sheepdog driver, 'iscsi' is a target of the tgtd of this host.
@@ -55,6 +65,10 @@ class Sheepdog(Image):
     # What images_sheepdog_transport=auto means here; check_host() finds out.
     _auto_transport = 'iscsi'
     _stop_keeping = None
+    # By VDI of which an image is made: the id of the image; then that, the
+    # size in bytes and a context that keeps the scratch VDI
+    _image_ids: ty.Dict[str, str] = {}
+    _snapshots: ty.Dict[str, ty.Tuple] = {}
 
     def __init__(
         self, instance=None, disk_name=None, path=None, disk_info_mapping=None
@@ -68,6 +82,9 @@ class Sheepdog(Image):
             'sheepdog:' + self.vdi, 'network', 'raw', is_block_dev=False,
             disk_info_mapping=disk_info_mapping)
         self.scratch = self.vdi.partition('_')[0] + '_scratch'
+        self._instance = instance
+        self._base = None
+        self._is_missing = False
         if self.get_transport() == 'iscsi':
             # tgtd's backing store cannot discard
             self.discard_mode = None
@@ -112,7 +129,10 @@ class Sheepdog(Image):
         return False
 
     def exists(self):
-        return libvirt_utils.sheepdog_vdi_exists(self.vdi)
+        # Nova asks several times before it makes a disk.
+        if not self._is_missing:
+            self._is_missing = not libvirt_utils.sheepdog_vdi_exists(self.vdi)
+        return not self._is_missing
 
     @staticmethod
     def is_shared_block_storage():
@@ -125,39 +145,163 @@ class Sheepdog(Image):
             if size:
                 self.resize_image(size)
             return
-        prepare_template(target=base, *args, **kwargs)
-        self.verify_base_size(base, size)
-        base_size = disk.get_disk_size(base)
-        self._check_size(base_size)
-        self._import(base, max(size or 0, base_size))
+        name = os.path.basename(base)
+        self._base = self._get_base(name, kwargs)
+        if self._base is None:
+            # Nova copies it from another host, which has it by that name.
+            prepare_template(target=base, *args, **kwargs)
+            self._import(base, size)
+        elif not self._base.clone(self.vdi, size):
+            def fetch(target):
+                prepare_template(target=target, *args, **kwargs)
+
+            if self._is_for_once():
+                with self._local_copy(name, fetch) as path:
+                    self._import(path, size)
+            else:
+                self._base.provide(
+                    lambda: self._base.clone(self.vdi, size),
+                    lambda vdi: self._fill(vdi, name, fetch))
+        self._is_missing = False
+
+    def _get_base(self, name, arguments):
+        """Get the base that a disk may be a clone of.
+
+        :param name: name that Nova's image cache has for it
+        :param arguments: what else create_image() was given
+        :returns: the sheepdog_base.Base, None if it has none
+        """
+        if arguments.get('image_id'):
+            return sheepdog_base.Base.of_image(
+                sheepdog_base.IMAGE_API.get(
+                    arguments['context'], arguments['image_id']),
+                arguments.get('trusted_certs'))
+        if name.startswith('ephemeral_'):
+            # The label, which Nova's own cache does not tell apart
+            index = self.vdi.partition('.eph')[2] or '0'
+            return sheepdog_base.Base.of_template(
+                name, arguments.get('specified_fs') or '', index)
+        if name.startswith('swap_'):
+            return sheepdog_base.Base.of_template(name)
+        return None
+
+    def _is_for_once(self):
+        """Tell whether the image goes when the instance is there again."""
+        def get(name):
+            return (getattr(self._instance, name)
+                    if self._instance and name in self._instance else None)
+
+        return (get('vm_state') == vm_states.SHELVED_OFFLOADED or
+                bool(get('migration_context') and
+                     get('migration_context').is_cross_cell_move()))
+
+    def flatten(self):
+        """Give up what an image leaves that goes with the next step.
+
+        A clone needs no base; that is for an image which is used but once.
+        """
+        try:
+            if self._base and self._is_for_once():
+                self._base.drop()
+        except exception.SheepdogError as e:
+            LOG.warning('Left base image %(vdi)s for a later image cache '
+                        'pass: %(error)s',
+                        {'vdi': self._base.vdi, 'error': e})
+
+    @classmethod
+    def cache_image(cls, context, image_id):
+        """Have the base of an image in the cluster before it is needed.
+
+        :param context: security context
+        :param image_id: id of the Glance image
+        :returns: True if it was not there
+        """
+        base = sheepdog_base.Base.of_image(
+            sheepdog_base.IMAGE_API.get(context, image_id))
+        is_new = False
+
+        def fill(vdi):
+            nonlocal is_new
+            is_new = True
+            return cls._fill(
+                vdi, imagecache.get_cache_fname(image_id),
+                functools.partial(libvirt_utils.fetch_image, context,
+                                  image_id=image_id))
+
+        base.provide(base.exists, fill)
+        return is_new
+
+    @classmethod
+    @contextlib.contextmanager
+    def _local_copy(cls, name, fetch):
+        """Have the raw data of an image in a local file, as long as needed.
+
+        What a nova-compute leaves that is killed, Nova's image cache takes
+        for an old kind of its own files, and deletes.
+
+        :param name: name that Nova's image cache has for it
+        :param fetch: function that makes the file, its argument the path
+        :returns: path of the file
+        """
+        directory = os.path.join(CONF.instances_path,
+                                 CONF.image_cache.subdirectory_name)
+        fileutils.ensure_tree(directory)
+        path = os.path.join(directory, '%s_%s' % (
+            imagecache.get_cache_fname(name),
+            uuidutils.generate_uuid(dashed=False)))
+        with fileutils.remove_path_on_error(path):
+            fetch(target=path)
+            yield path
+        os.unlink(path)
+
+    @classmethod
+    def _fill(cls, vdi, name, fetch):
+        """Make a VDI and copy an image into it.
+
+        :param vdi: name of the VDI
+        :param name: as for _local_copy(), and fetch too
+        :returns: its size in bytes
+        """
+        with cls._local_copy(name, fetch) as path:
+            size = disk.get_disk_size(path)
+            cls._check_vdi_size(vdi, size)
+            libvirt_utils.create_sheepdog_vdi(vdi, size)
+            cls._copy_in(path, vdi)
+        return size
 
     def resize_image(self, size):
         self._check_size(size)
         libvirt_utils.resize_sheepdog_vdi(self.vdi, size)
 
     def _check_size(self, size):
-        if size and size > self.MAX_SIZE:
+        self._check_vdi_size(self.vdi, size)
+
+    @classmethod
+    def _check_vdi_size(cls, vdi, size):
+        if size and size > cls.MAX_SIZE:
             raise exception.InvalidDiskInfo(
                 reason=_('VDI %(vdi)s would have %(size)d GiB, and 4096 GiB '
                          'is the most that Sheepdog can keep in one; use a '
                          'flavor with a smaller disk') %
-                {'vdi': self.vdi, 'size': size // units.Gi})
+                {'vdi': vdi, 'size': size // units.Gi})
 
     def import_file(self, instance, local_file, remote_name):
         libvirt_utils.delete_sheepdog_vdi(self.vdi)
-        self._import(local_file, disk.get_disk_size(local_file))
+        self._import(local_file)
 
-    def _import(self, path, size):
+    def _import(self, path, size=None):
         """Make the VDI, with the data of a local raw file.
 
         :param path: path of the file
-        :param size: size of the VDI in bytes
+        :param size: size of the VDI in bytes, None for that of the file
         """
+        self.verify_base_size(path, size)
+        file_size = disk.get_disk_size(path)
+        self._check_size(file_size)
         with self._scratch_vdi():
             self._make_scratch(libvirt_utils.create_sheepdog_vdi,
-                               self.scratch, size)
-            self._copy_scratch(path, 'raw', os.stat(path).st_blocks * 512,
-                               into_scratch=True)
+                               self.scratch, max(size or 0, file_size))
+            self._copy_in(path, self.scratch)
             libvirt_utils.snapshot_sheepdog_vdi(self.scratch,
                                                 self.SNAPSHOT_TAG)
             libvirt_utils.clone_sheepdog_vdi(self.scratch, self.SNAPSHOT_TAG,
@@ -171,7 +315,9 @@ class Sheepdog(Image):
         :param frozen: context manager to hold while the cluster takes its
             snapshot, which is a part of a second, and not while it is copied
         """
-        with self._scratch_vdi():
+        image_id = self._image_ids.pop(self.vdi, None)
+        with contextlib.ExitStack() as scratch:
+            scratch.enter_context(self._scratch_vdi())
             with frozen or contextlib.nullcontext():
                 if not libvirt_utils.snapshot_sheepdog_disk(
                         self.vdi, self.SNAPSHOT_TAG):
@@ -182,7 +328,91 @@ class Sheepdog(Image):
             finally:
                 libvirt_utils.delete_sheepdog_vdi(self.vdi,
                                                   self.SNAPSHOT_TAG)
-            self._copy_scratch(target, out_format, self.MAX_SIZE)
+            self._copy(self.scratch, target, out_format, self.MAX_SIZE)
+            if image_id and self._may_be_base(image_id, target, out_format):
+                self._snapshots[self.vdi] = (
+                    image_id, disk.get_disk_size(target), scratch.pop_all())
+
+    def direct_snapshot(self, context, snapshot_name, image_format,
+                        image_id, base_image_id):
+        """Learn which image is about to be made; it is made by a copy."""
+        self._image_ids[self.vdi] = image_id
+        raise NotImplementedError()
+
+    def cleanup_direct_snapshot(self, location, also_destroy_volume=False,
+                                ignore_errors=False):
+        """Give up the base of an image that was not uploaded."""
+        if self.vdi in self._snapshots:
+            _image_id, _size, scratch = self._snapshots.pop(self.vdi)
+            try:
+                scratch.close()
+            except exception.NovaException as e:
+                self._warn_of_scratch(e)
+
+    def publish_snapshot(self, context):
+        """Make the base of an image that has been uploaded.
+
+        A boot can do without, so nothing is raised.
+
+        :param context: security context
+        """
+        if self.vdi not in self._snapshots:
+            return
+        image_id, size, scratch = self._snapshots.pop(self.vdi)
+
+        def is_intact():
+            # Nova deletes the scratch VDI with the instance, and says so
+            # before it begins.
+            instance = objects.Instance.get_by_uuid(
+                context, self._instance.uuid)
+            return instance.task_state != task_states.DELETING
+
+        try:
+            with scratch:
+                image = sheepdog_base.IMAGE_API.get(context, image_id)
+                if image['status'] != 'active':
+                    return
+                libvirt_utils.snapshot_sheepdog_vdi(self.scratch,
+                                                    self.SNAPSHOT_TAG)
+                sheepdog_base.Base.of_image(
+                    image, signed=False).make_of_snapshot(
+                        self.scratch, self.SNAPSHOT_TAG, size, is_intact)
+        except Exception as e:
+            LOG.warning('Image %(image)s is complete, and its first boot '
+                        'will import it: %(error)s',
+                        {'image': image_id, 'error': e},
+                        instance=self._instance)
+
+    def _may_be_base(self, image_id, path, path_format):
+        """Have Nova check what a guest has written to its disk.
+
+        A boot from the image would be refused if the disk looked like, say,
+        a QCOW2 file that refers to others.
+
+        :param image_id: id of the image
+        :param path: path of the file to be uploaded
+        :param path_format: its format
+        :returns: whether the checks of a boot from it would pass
+        """
+        head = path + '.head'
+        try:
+            libvirt_utils.run_with_time_limit(
+                'qemu-img', 'dd', '-f', path_format, '-O', 'raw', 'bs=1M',
+                'count=1', 'if=' + path, 'of=' + head,
+                timeout=CONF.libvirt.images_sheepdog_timeout)
+            # Nova before 28 has no inspection of its own.
+            inspect = getattr(images, 'do_image_deep_inspection', None)
+            if inspect:
+                inspect({'disk_format': 'raw'}, image_id, head)
+            return (path_format in ('raw', 'qcow2') and
+                    images.qemu_img_info(head).file_format == 'raw')
+        except (exception.NovaException, processutils.ProcessExecutionError,
+                OSError) as e:
+            LOG.warning('The disk does not become a base image: %s', e,
+                        instance=self._instance)
+            return False
+        finally:
+            fileutils.delete_if_exists(head)
 
     @contextlib.contextmanager
     def _scratch_vdi(self):
@@ -194,11 +424,14 @@ class Sheepdog(Image):
                 try:
                     self._delete_scratch(self.vdi)
                 except exception.NovaException as e:
-                    LOG.warning('Left scratch VDI %(vdi)s for the deletion of '
-                                'its instance: %(error)s',
-                                {'vdi': self.scratch, 'error': e})
+                    self._warn_of_scratch(e)
         else:
             self._delete_scratch(self.vdi)
+
+    def _warn_of_scratch(self, error):
+        LOG.warning('Left scratch VDI %(vdi)s for the deletion of its '
+                    'instance: %(error)s',
+                    {'vdi': self.scratch, 'error': error})
 
     def _make_scratch(self, make, *arguments):
         try:
@@ -216,28 +449,36 @@ class Sheepdog(Image):
         libvirt_utils.delete_sheepdog_vdi(scratch, cls.SNAPSHOT_TAG)
         libvirt_utils.delete_sheepdog_vdi(scratch)
 
-    def _copy_scratch(self, path, path_format, size, into_scratch=False):
-        """Copy the scratch VDI to a local file or from it.
+    @classmethod
+    def _copy_in(cls, path, vdi):
+        """Copy a local raw file to a VDI that is new."""
+        cls._copy(vdi, path, 'raw', os.stat(path).st_blocks * 512,
+                  into_vdi=True)
 
+    @classmethod
+    def _copy(cls, vdi, path, path_format, size, into_vdi=False):
+        """Copy a VDI that no guest uses to a local file or from it.
+
+        :param vdi: name of the VDI
         :param path: path of the file
         :param path_format: 'raw', or another format for a file to be written
         :param size: bytes of data at most, for the time limit
-        :param into_scratch: whether to copy from the file to the VDI
+        :param into_vdi: whether to copy from the file to the VDI
         """
-        if self.get_transport() == 'native':
+        if cls.get_transport() == 'native':
             url = 'sheepdog://%s:%s/%s' % (
-                *libvirt_utils.get_sheepdog_gateway(), self.scratch)
+                *libvirt_utils.get_sheepdog_gateway(), vdi)
             exported = contextlib.nullcontext()
         else:
             # A name of its own: a copy that outlived its nova-compute must
             # not find the target of the next one.
-            iqn = '%s.%s' % (libvirt_utils.get_sheepdog_iqn(self.scratch),
+            iqn = '%s.%s' % (libvirt_utils.get_sheepdog_iqn(vdi),
                              uuidutils.generate_uuid(dashed=False))
             url = 'iscsi://%s/%s/%s' % (
                 CONF.libvirt.images_sheepdog_portal, iqn, tgt.LUN)
-            exported = tgt.exported(iqn, self.scratch)
+            exported = tgt.exported(iqn, vdi)
         with exported:
-            if into_scratch:
+            if into_vdi:
                 libvirt_utils.copy_with_qemu_img(path, url, 'raw', size,
                                                  into_new_vdi=True)
             else:
@@ -503,6 +744,20 @@ class Sheepdog(Image):
                 raise
             LOG.warning('Left targets of an instance that is not on this '
                         'host: %s', e, instance=instance)
+
+    @classmethod
+    def unexport_imports(cls):
+        """Remove what the imports of a nova-compute left that was killed.
+
+        A copy that goes on without it is ended by that. It does no harm, so
+        an error is no reason not to start.
+        """
+        if cls.get_transport() != 'iscsi':
+            return
+        try:
+            tgt.unexport(libvirt_utils.SHEEPDOG_IQN, part='.import.')
+        except exception.TgtError as e:
+            LOG.warning('Left targets of imports: %s', e)
 
     @classmethod
     def delete_disks(cls, instance, names):

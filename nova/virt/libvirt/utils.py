@@ -24,6 +24,7 @@ from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt.utils import CONF
 from nova.virt.libvirt.utils import ROOT_PATH
 from nova.virt.libvirt.utils import SHEEPDOG_IQN
+from nova.virt.libvirt.utils import SHEEPDOG_RECORD
 from nova.virt.libvirt.utils import SHEEPDOG_ROOM
 
 
@@ -39,9 +40,13 @@ def _():
     # Bytes, copies included, that a cluster has to have left for a snapshot
     SHEEPDOG_ROOM = 256 * units.Mi
 
+    # Bytes that read_sheepdog_record() reads, as dog takes it
+    SHEEPDOG_RECORD = '512'
+
 @after('', 'def load_file(path: str) -> str:')
 def run_with_time_limit(
     *command: str, timeout: int, run_as_root: bool = False,
+    data: ty.Optional[str] = None,
 ) -> ty.Tuple[str, str]:
     """Run a command in the C locale and end it when its time is over.
 
@@ -51,6 +56,7 @@ def run_with_time_limit(
     :param command: the command and its arguments
     :param timeout: seconds
     :param run_as_root: whether to run it through rootwrap
+    :param data: what it reads from its standard input
     :returns: its standard output and standard error
     :raises: processutils.ProcessExecutionError if its exit status is not 0
     """
@@ -59,7 +65,7 @@ def run_with_time_limit(
         environment.append('PATH=' + ROOT_PATH)
     return processutils.execute(
         'env', *environment, 'timeout', '--kill-after=5', str(timeout),
-        *command, run_as_root=run_as_root,
+        *command, process_input=data, run_as_root=run_as_root,
         root_helper=utils.get_root_helper() if run_as_root else None)
 
 
@@ -119,11 +125,14 @@ def get_sheepdog_error(
 
 
 @after('', 'def load_file(path: str) -> str:')
-def _dog(subcommand: str, *arguments: str) -> ty.Tuple[str, str]:
+def _dog(
+    subcommand: str, *arguments: str, data: ty.Optional[str] = None,
+) -> ty.Tuple[str, str]:
     """Run ``dog`` against the gateway.
 
     :param subcommand: its words and options, such as 'vdi create'
     :param arguments: what stands behind the gateway's address
+    :param data: what it reads from its standard input
     :returns: its standard output and standard error
     :raises: exception.SheepdogVDINotFound, exception.SheepdogVDIExists or
         exception.SheepdogError
@@ -134,7 +143,7 @@ def _dog(subcommand: str, *arguments: str) -> ty.Tuple[str, str]:
     try:
         out, err = run_with_time_limit(
             *command, timeout=CONF.libvirt.images_sheepdog_timeout,
-            run_as_root=True)
+            run_as_root=True, data=data)
         # The exit status of a delete is 0 whatever happened.
         if not (err and subcommand == 'vdi delete'):
             return out, err
@@ -144,7 +153,10 @@ def _dog(subcommand: str, *arguments: str) -> ty.Tuple[str, str]:
     except OSError as e:
         reason = str(e)
     if reason.endswith(('No VDI found', 'VDI not found',
-                        'Failed to find requested tag')):
+                        'Failed to find requested tag')) or (
+            # It is deleted just now.
+            subcommand in ('vdi read', 'vdi write') and
+            'No object found' in reason):
         kind = exception.SheepdogVDINotFound
     elif reason.endswith('VDI exists already'):
         kind = exception.SheepdogVDIExists
@@ -225,6 +237,47 @@ def sheepdog_vdi_exists(vdi: str) -> bool:
         if "Attribute 'nova' not found" not in str(e):
             raise
     return True
+
+
+@after('', 'def load_file(path: str) -> str:')
+def read_sheepdog_record(vdi: str) -> str:
+    """Read what write_sheepdog_record() has written.
+
+    :param vdi: name of the VDI
+    :returns: the text, '' if there is none yet
+    :raises: exception.SheepdogVDINotFound or exception.SheepdogError
+    """
+    return _dog('vdi read', vdi, '0', SHEEPDOG_RECORD)[0].strip('\0 \n')
+
+
+@after('', 'def load_file(path: str) -> str:')
+def write_sheepdog_record(vdi: str, text: str) -> None:
+    """Keep some words in a VDI that is for nothing else.
+
+    :param vdi: name of the VDI
+    :param text: what to write, of less than 512 characters
+    :raises: exception.SheepdogVDINotFound or exception.SheepdogError
+    """
+    _dog('vdi write', vdi, '0', SHEEPDOG_RECORD,
+         data=text.ljust(int(SHEEPDOG_RECORD) - 1) + '\n')
+
+
+@after('', 'def load_file(path: str) -> str:')
+def list_sheepdog_vdis() -> ty.Set[ty.Tuple[str, ty.Optional[str]]]:
+    """List all that is in the cluster.
+
+    Its price is that of reading the inode of every VDI, so it is not for the
+    way of a boot, a snapshot or a delete.
+
+    :returns: name of each VDI, with None, and of each snapshot, with its tag
+    :raises: exception.SheepdogError
+    """
+    vdis = set()
+    for line in _dog('vdi list -r')[0].splitlines():
+        # s name 1 4194304 0 0 1700000000 7c2b25 2 tag 22
+        words = line.split(' ')
+        vdis.add((words[1], words[9] if words[0] == 's' else None))
+    return vdis
 
 
 @after('', 'def load_file(path: str) -> str:')
@@ -372,7 +425,7 @@ def get_sheepdog_iqn(vdi: str) -> str:
 
     tgtd refuses '_' in the name of a target.
 
-    :param vdi: name of the VDI, '<instance uuid>_<disk name>'
+    :param vdi: name of the VDI, '<uuid>_<disk name>'
     :returns: the IQN
     """
     return SHEEPDOG_IQN + vdi.replace('_', '.', 1)

@@ -397,6 +397,16 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
                 vdis[name[len(server['id']) + 1:]] = int(size)
         return vdis
 
+    def bases(self):
+        """Return the names of the base images, and of what serves to make
+        them.
+        """
+        status, out, err = self.sheepdog.run('vdi', 'list', '-r')
+        self.assertEqual((0, b''), (status, err))
+        names = {line.split()[1] for line in out.decode().splitlines()}
+        return {name for name in names
+                if re.search('_(base|import|record)[.]', name)}
+
     def targets(self, server):
         """Return the iSCSI targets of a server."""
         return [name for name in self.testbed.targets()

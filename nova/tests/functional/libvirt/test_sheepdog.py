@@ -15,6 +15,7 @@
 import os
 
 import ddt
+import fixtures
 from oslo_utils import units
 
 from nova import context
@@ -186,6 +187,54 @@ class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
         self.compute.manager._cleanup_running_deleted_instances(admin)
         self.compute.manager._run_pending_deletes(admin)
         self.assert_nothing_left(server)
+
+    def test_base_images(self):
+        other = self.start_other_compute()
+        hosts = ['compute', other.host]
+        download = self.useFixture(fixtures.MockPatchObject(
+            self.glance, 'download', wraps=self.glance.download)).mock
+        image_id = self.upload_image('qcow2')
+        servers = [self.boot(image_id, host=host) for host in hosts]
+        # its snapshot has the same name
+        self.assertEqual(2, len(self.bases()))
+
+        snapshot_id = self.create_image(servers[0])
+        servers.append(self._wait_for_state_change(
+            self.post_server(snapshot_id, host=other.host), 'ACTIVE'))
+        self.wait_for_boot(servers[-1], 2)
+        self.assertEqual(1, download.call_count)
+
+        cached_id = self.upload_image()
+        aggregate = self.api.post_aggregate(
+            {'aggregate': {'name': 'all', 'availability_zone': None}})
+        for host in hosts:
+            self.api.add_host_to_aggregate(aggregate['id'], host)
+        self.api.api_post('/os-aggregates/%s/images' % aggregate['id'],
+                          {'cache': [{'id': cached_id}]},
+                          check_response_status=[202])
+        self.wait_until(lambda: len(self.bases()) == 6)
+        for compute in self.compute, other:
+            self.assertEqual(
+                {cached_id: 'existing'}, compute.manager.cache_images(
+                    context.get_admin_context(), [cached_id]))
+        servers.append(self.boot(cached_id, host=other.host))
+        self.assertEqual(2, download.call_count)
+        # Nova's locks are all that is in its own cache.
+        self.assertEqual([], [
+            name for _path, _directories, names in
+            os.walk(os.path.join(self.instances_path, '_base'))
+            for name in names if not name.startswith('nova-')])
+
+        self.flags(group='image_cache',
+                   remove_unused_original_minimum_age_seconds=0)
+        self.compute.manager._run_image_cache_manager_pass(
+            context.get_admin_context())
+        self.assertEqual(set(), self.bases())
+        self.act(servers[1], 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self.wait_for_boot(servers[1], 2)
+        for server in servers:
+            self._delete_server(server)
+            self.assert_nothing_left(server)
 
     def test_capacity(self):
         # The sizes of the three sheep, by two copies.

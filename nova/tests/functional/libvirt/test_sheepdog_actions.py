@@ -149,9 +149,12 @@ class SheepdogActionsTestCase(sheepdog_base.SheepdogTestCase):
 
     def test_shelve_and_unshelve(self):
         server = self.boot(self.upload_image())
+        bases = self.bases()
         self.act(server, 'shelve', None, 'SHELVED_OFFLOADED')
         self.assert_nothing_left(server)
+        self.assertGreater(self.bases(), bases)
         self.act(server, 'unshelve', None, 'ACTIVE')
         self.wait_for_boot(server, 2)
+        self.assertEqual(bases, self.bases())
         self._delete_server(server)
         self.assert_nothing_left(server)

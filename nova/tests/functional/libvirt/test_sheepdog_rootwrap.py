@@ -19,6 +19,7 @@ nothing else.
 
 from concurrent import futures
 import configparser
+import functools
 import os
 import subprocess
 from unittest import mock
@@ -32,11 +33,14 @@ import testtools
 from nova import objects
 from nova.virt.libvirt import blockinfo
 from nova.virt.libvirt import imagebackend
+from nova.virt.libvirt import sheepdog_base
 from nova.virt.libvirt.storage import tgt
 from nova.virt.libvirt import utils as libvirt_utils
 
 ROOTWRAP_CONF = '/etc/nova/rootwrap.conf'
 VDI = uuids.instance + '_disk'
+BASE = uuids.image + '_base.' + 'a' * 32
+LEASE = uuids.image + '_lease.0'
 TAG = 'nova-snapshot'
 IQN = libvirt_utils.SHEEPDOG_IQN + uuids.instance + '.disk'
 # What stands before a command, and between a dog's subcommand and a VDI.
@@ -82,10 +86,16 @@ NEAR_MISSES = [
     (*DOG, 'node', 'kill', '-r', *GATEWAY),
     (*DOG, 'node', 'kill', *GATEWAY, '0'),
     (*DOG, 'node', 'format', *GATEWAY),
-    (*DOG, 'vdi', 'list', '-r', *GATEWAY),
+    (*DOG, 'vdi', 'list', *GATEWAY),
+    (*DOG, 'vdi', 'list', '-r', *GATEWAY, VDI),
     (*DOG, 'vdi', 'read', *GATEWAY, VDI),
     (*DOG, 'vdi', 'read', *GATEWAY, VDI, '0', '512'),
     (*DOG, 'vdi', 'write', *GATEWAY, VDI, '0', '512'),
+    (*DOG, 'vdi', 'read', *GATEWAY, BASE, '0', '512'),
+    (*DOG, 'vdi', 'write', *GATEWAY, BASE, '0', '512'),
+    (*DOG, 'vdi', 'write', *GATEWAY, LEASE, '0', '1024'),
+    (*DOG, 'vdi', 'write', *GATEWAY, LEASE, '512', '512'),
+    (*DOG, 'vdi', 'write', *GATEWAY, LEASE),
     (*DOG, 'vdi', 'rollback', *GATEWAY, '-s', TAG, VDI),
     (*DOG, 'vdi', 'restore', *GATEWAY, VDI, VDI),
     (*DOG, 'vdi', 'backup', *GATEWAY, '-s', TAG, VDI),
@@ -101,20 +111,34 @@ NEAR_MISSES = [
         uuids.instance + '_disk_', uuids.instance + '_disk.',
         uuids.instance + '_disk.eph', uuids.instance + '_scratch.1',
         uuids.instance.upper() + '_disk', uuids.instance[1:] + '_disk',
+        uuids.instance + '_base', uuids.instance + '_base.0',
+        uuids.instance + '_lease', uuids.instance + '_lease.x',
+        BASE + '0', BASE.upper(), 'volume_base.' + 'a' * 32,
         'x' + VDI, VDI + ' ', ' ' + VDI, VDI + '\n', VDI + '\nother',
         '\n' + VDI, VDI + '/', '--help', '-f')),
     (*DOG, 'vdi', 'getattr', *GATEWAY, 'volume', 'nova'),
     (*DOG, 'vdi', 'create', *GATEWAY, 'volume', '1'),
     (*DOG, 'vdi', 'create', *GATEWAY, VDI, '1'),
+    (*DOG, 'vdi', 'create', *GATEWAY, BASE, '1'),
     (*DOG, 'vdi', 'resize', *GATEWAY, 'volume', '1'),
+    (*DOG, 'vdi', 'resize', *GATEWAY, BASE, '1'),
     (*DOG, 'vdi', 'snapshot', *GATEWAY, '-s', TAG, 'volume'),
     (*DOG, 'vdi', 'clone', *GATEWAY, '-s', TAG, 'volume', VDI),
     (*DOG, 'vdi', 'clone', *GATEWAY, '-s', TAG, VDI, 'volume'),
+    (*DOG, 'vdi', 'clone', *GATEWAY, '-s', TAG, VDI, BASE),
+    (*DOG, 'vdi', 'clone', *GATEWAY, '-s', TAG, BASE, VDI),
+    (*DOG, 'vdi', 'clone', *GATEWAY, '-s', 'nova-base', VDI, BASE),
+    (*DOG, 'vdi', 'clone', *GATEWAY, '-s', 'nova-base', BASE, BASE),
+    (*DOG, 'vdi', 'clone', *GATEWAY, '-s', 'nova-base', BASE, LEASE),
 
     # snapshots that are not Nova's
     *((*DOG, 'vdi', 'delete', *GATEWAY, '-s', tag, VDI) for tag in (
         'backup', '1', '', '-f', TAG + '\n', TAG + '2', 'nova-')),
     (*DOG, 'vdi', 'snapshot', *GATEWAY, '-s', 'backup', VDI),
+    (*DOG, 'vdi', 'snapshot', *GATEWAY, '-s', 'nova-base', VDI),
+    (*DOG, 'vdi', 'snapshot', *GATEWAY, '-s', TAG, BASE),
+    (*DOG, 'vdi', 'delete', *GATEWAY, '-s', 'nova-base', VDI),
+    (*DOG, 'vdi', 'delete', *GATEWAY, '-s', 'nova-base', LEASE),
     (*DOG, 'vdi', 'clone', *GATEWAY, '-s', '1', VDI, VDI),
     (*DOG, 'vdi', 'clone', *GATEWAY, VDI, VDI),
 
@@ -160,6 +184,7 @@ NEAR_MISSES = [
         libvirt_utils.SHEEPDOG_IQN + 'disk',
         libvirt_utils.SHEEPDOG_IQN + uuids.instance,
         libvirt_utils.SHEEPDOG_IQN + uuids.instance + '.scratch',
+        libvirt_utils.SHEEPDOG_IQN + BASE.replace('_', '.'),
         'iqn,2014-06' + IQN[len('iqn.2014-06'):], IQN + '\n', IQN + '.other')),
     (*UNIT, 'delete', '--tid', '1', '--lun', '1'),
     (*UNIT, 'new', '--tid', '1', '--lun', '2', '--bstype', 'sheepdog', '-b',
@@ -200,6 +225,10 @@ class RootwrapTest(testtools.TestCase):
         answers = {
             'cluster info': 'Cluster store: plain with 2 redundancy policy',
             'node info': 'Total 3000000000 0 3000000000 0% 0',
+            'vdi read': '1 1',
+            'vdi list': ''.join(
+                'c %s 0 1 0 0 1 1 1  22\n' % vdi for vdi in (
+                    BASE, BASE.replace('base', 'import'))),
             'system --op': 'Backing stores:\n    sheepdog',
         }
 
@@ -210,13 +239,25 @@ class RootwrapTest(testtools.TestCase):
             if 'vdi getattr' in words and not there:
                 raise processutils.ProcessExecutionError(
                     stderr='VDI not found', exit_code=5)
+            if 'vdi clone' in words and '-s nova-base' in words and (
+                    '_base.' in command[-2] and not is_imported):
+                raise processutils.ProcessExecutionError(
+                    stderr='No VDI found', exit_code=1)
             if '--mode target --op show' in words:
                 return targets, ''
             return next((answer for part, answer in answers.items()
                          if part in words), ''), ''
 
-        there = False
+        there = is_imported = False
         instance = objects.Instance(uuid=uuids.instance)
+
+        def fill(vdi):
+            nonlocal is_imported
+            is_imported = True
+            libvirt_utils.create_sheepdog_vdi(vdi, 1024)
+            imagebackend.Sheepdog._copy_in(path, vdi)
+            return 1024
+
         path = self.useFixture(fixtures.TempDir()).join('disk')
         with open(path, 'w') as disk:
             disk.truncate(1024)
@@ -238,6 +279,12 @@ class RootwrapTest(testtools.TestCase):
                 targets = 'Target 1: %s\n' % iqn
                 tgt.reload({iqn: image.vdi})
                 imagebackend.Sheepdog.unexport_disks(instance)
+                base = sheepdog_base.Base.of_template(image.vdi)
+                is_imported = False
+                base.provide(functools.partial(base.clone, image.vdi, 1024),
+                             fill)
+                base.make_of_snapshot(image.scratch, TAG, 1024, lambda: True)
+            sheepdog_base.delete_unused()
             imagebackend.Sheepdog.snapshot_disks(instance, names)
             imagebackend.Sheepdog.roll_back_disks(instance, names)
             there = False

@@ -251,10 +251,11 @@ def restore(get_vdis):
 
 
 @utils.synchronized('sheepdog-exports')
-def unexport(prefix):
+def unexport(prefix, part=''):
     """Remove targets, also those that are in use.
 
     :param prefix: what the IQN of each begins with
+    :param part: what it has to hold besides
     :raises: exception.TgtError
     """
     try:
@@ -265,7 +266,7 @@ def unexport(prefix):
         LOG.debug('tgtd does not run, so there is no target to remove')
         return
     for iqn, number in targets.items():
-        if iqn.startswith(prefix):
+        if iqn.startswith(prefix) and part in iqn:
             _exported.pop(iqn, None)
             _delete_target(number)
             LOG.debug('Removed target %(number)d, %(iqn)s',
