@@ -262,6 +262,49 @@ def _attributes():
     yield _vdi('getattr of the third', 'getattr', 'attr', 'lock')
 
 
+def _base_images():
+    yield _vdi('create', 'create', 'image', '8M')
+    yield _vdi('write', 'write', 'image', '0', '3', letter='A', size=3)
+    yield _vdi('snapshot', 'snapshot', '-s', 'nova-base', 'image')
+    yield _vdi('snapshot under a tag that it has', 'snapshot', '-s',
+               'nova-base', 'image')
+    yield _vdi('delete the working VDI first', 'delete', 'image')
+    yield _vdi('create it again beside the snapshot', 'create', 'image',
+               '8M')
+    yield _vdi('getattr of the new one', 'getattr', 'image', 'nova')
+    yield _vdi('snapshot under the tag of the old one', 'snapshot', '-s',
+               'nova-base', 'image')
+    yield _vdi('clone of the old snapshot', 'clone', '-s', 'nova-base',
+               'image', 'boot')
+    yield _vdi('the clone has the old data', 'read', 'boot', '0', '3')
+    yield _vdi('clone to a name that is taken', 'clone', '-s', 'nova-base',
+               'image', 'boot')
+    yield _vdi('delete the old snapshot', 'delete', '-s', 'nova-base',
+               'image')
+    yield _vdi('clone of a tag that is gone', 'clone', '-s', 'nova-base',
+               'image', 'late')
+    yield _vdi('the new one can have the tag now', 'snapshot', '-s',
+               'nova-base', 'image')
+    yield _vdi('delete the new one', 'delete', 'image')
+    yield _vdi('delete its snapshot', 'delete', '-s', 'nova-base', 'image')
+    yield _vdi('clone of a VDI that is gone', 'clone', '-s', 'nova-base',
+               'image', 'late')
+    yield _vdi('read a VDI that is gone', 'read', 'image', '0', '512')
+    yield _vdi('write to a VDI that is gone', 'write', 'image', '0', '512',
+               letter='B', size=512)
+    yield _vdi('the clone has its data still', 'read', 'boot', '0', '3')
+    yield _vdi('a record that was never written', 'create', 'record', '4M')
+    yield _vdi('read it', 'read', 'record', '0', '512')
+    yield _vdi('write it', 'write', 'record', '0', '512', letter='C',
+               size=512)
+    yield _vdi('write it again', 'write', 'record', '0', '512', letter='D',
+               size=512)
+    yield _vdi('read it again', 'read', 'record', '0', '512')
+    yield _vdi('delete the record', 'delete', 'record')
+    yield _vdi('create another one of that name', 'create', 'record', '4M')
+    yield _vdi('it is empty', 'read', 'record', '0', '512')
+
+
 def _cluster():
     yield _case('cluster info', 'cluster', 'info', '-v')
     yield _case('cluster format of a cluster with VDIs, answering nothing',
@@ -299,7 +342,8 @@ def _cluster():
 def cases():
     """:returns: the calls to record, in order, without what they give"""
     return [case for part in (_object_maps, _writes, _snapshots, _names,
-                              _attributes, _cluster) for case in part()]
+                              _attributes, _base_images, _cluster)
+            for case in part()]
 
 
 def main():
