@@ -301,7 +301,10 @@ def beside_testbed(suite, counts, *arguments):
         suite.packages, suite.packages / 'nova/tests/functional/libvirt',
         arguments, time_limit=600, counts=counts,
         through=[environment.PYTHON, ROOT / 'tools/testbed', '--venv',
-                 suite.venv, '--'])
+                 suite.venv,
+                 # With rootwrap's daemon and, elsewhere, without.
+                 *(['--rootwrap-daemon'] if suite.release ==
+                   releases_of_tox()[-1] else []), '--'])
 
 
 def functional(suite):

@@ -11,8 +11,15 @@
 #    under the License.
 from graft.fragment import after
 
+from nova.virt.libvirt.storage import rootwrap
+
 
 class ComputeManager:
+
+    @after('cleanup_host', 'self.driver.cleanup_host(host=self.host)')
+    def _(self):
+        # Not every release has the driver do anything here.
+        rootwrap.stop()
 
     @after('_live_migration_cleanup_flags',
            ('destroy_disks = not migrate_data.is_shared_block_storage',

@@ -103,6 +103,23 @@ data of an image may take one second longer for each MiB of data.
 Related options:
 
 * images_type - must be set to ``sheepdog``
+* images_sheepdog_max_calls
+"""),
+        cfg.IntOpt('images_sheepdog_max_calls',
+                   default=4,
+                   min=1,
+                   help="""
+Number of calls of ``dog`` and ``tgtadm`` that may run at once on this host.
+
+Further ones wait until it is their turn, and ``images_sheepdog_timeout`` does
+not count that. Each that runs at once has a daemon of rootwrap of its own,
+where sudo allows ``nova-rootwrap-daemon``.
+
+Related options:
+
+* images_type - must be set to ``sheepdog``
+* images_sheepdog_timeout
+* rootwrap_config - which sudo must allow the daemon to be started with
 """),
     ]
 

@@ -44,10 +44,11 @@ def parse(arguments):
                'each way, and so are "hosts PORT NAME NAME", for two more '
                'hosts that find the cluster at PORT of their loopback, and '
                '"run NAME COMMAND" in one of them; TESTBED_PORTAL, '
-               'ADDRESS:PORT of tgtd; TESTBED_LOGS, a directory; HOME and '
-               'TMPDIR of its own; VENV/bin first in its PATH. libvirtd is '
-               'qemu:///system, and /etc/nova holds what VENV/etc/nova '
-               'does.')
+               'ADDRESS:PORT of tgtd; TESTBED_LOGS, a directory; '
+               'TESTBED_ROOTWRAP_DAEMON, empty where sudo does not allow '
+               'it; HOME and TMPDIR of its own; VENV/bin first in its PATH. '
+               'libvirtd is qemu:///system, and /etc/nova holds what '
+               'VENV/etc/nova does.')
     parser.add_argument(
         '--venv', required=True, type=pathlib.Path,
         help='environment with the Nova to use')

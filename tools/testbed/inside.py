@@ -52,7 +52,11 @@ stdio_handler = "file"
 SUDOERS = """\
 Defaults env_reset
 Defaults secure_path="%(path)s"
-%(user)s ALL = (root) NOPASSWD: %(allowed)s
+%(user)s ALL = (root) NOPASSWD: %(program)s /etc/nova/rootwrap.conf *
+"""
+# As the README says it.
+SUDOERS_DAEMON = """\
+%(user)s ALL = (root) NOPASSWD: %(program)s-daemon /etc/nova/rootwrap.conf
 """
 
 
@@ -131,20 +135,13 @@ def configure(options, path):
         dog.unlink(missing_ok=True)
         dog.symlink_to(options.dog)
 
-    programs = ['nova-rootwrap']
-    if options.rootwrap_daemon:
-        programs.append('nova-rootwrap-daemon')
-    allowed = []
-    for program in programs:
-        command = str(options.venv / 'bin' / program)
-        for character in '\\ ,:=':
-            command = command.replace(character, '\\' + character)
-        # The daemon takes no command.
-        allowed.append('%s /etc/nova/rootwrap.conf%s' % (
-            command, '' if program.endswith('-daemon') else ' *'))
+    program = str(options.venv / 'bin/nova-rootwrap')
+    for character in '\\ ,:=':
+        program = program.replace(character, '\\' + character)
     os.unlink('/etc/sudoers')
-    write('/etc/sudoers', SUDOERS % {
-        'user': user, 'path': path, 'allowed': ', '.join(allowed)}, 0o440)
+    write('/etc/sudoers', (
+        SUDOERS + (SUDOERS_DAEMON if options.rootwrap_daemon else '')) % {
+            'user': user, 'path': path, 'program': program}, 0o440)
     for database, entry in (
             # sudo looks its host up, and no resolver need be there to answer.
             ('hosts', '127.0.0.1 %s\n' % socket.gethostname()),
@@ -338,7 +335,8 @@ def supervise(options):
     environment.update(
         PATH=path, HOME=str(home), TMPDIR=str(temporary),
         TESTBED_CONTROL=str(CONTROL), TESTBED_PORTAL=portal,
-        TESTBED_LOGS=str(LOGS))
+        TESTBED_LOGS=str(LOGS),
+        TESTBED_ROOTWRAP_DAEMON='1' if options.rootwrap_daemon else '')
     serve(dict(daemons, dog=Program('/usr/local/bin/dog'),
                tgtadm=Program('/usr/sbin/tgtadm')),
           options.user, environment)

@@ -39,6 +39,7 @@ from nova.virt.libvirt.imagebackend import Image
 from nova.virt.libvirt.imagebackend import LOG
 from nova.virt.libvirt import imagecache
 from nova.virt.libvirt import sheepdog_base
+from nova.virt.libvirt.storage import rootwrap
 from nova.virt.libvirt.storage import tgt
 from nova.virt.libvirt import utils as libvirt_utils
 
@@ -497,6 +498,7 @@ class Sheepdog(Image):
         :param host: the nova.virt.libvirt.host.Host
         :raises: exception.InvalidConfiguration, with what to change
         """
+        rootwrap.start()
         try:
             cls._check_options()
             libvirt_utils.check_sheepdog_cluster()

@@ -19,8 +19,8 @@ from oslo_utils import units
 
 from nova import exception
 from nova.i18n import _
-from nova import utils
 from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt.storage import rootwrap
 from nova.virt.libvirt.utils import CONF
 from nova.virt.libvirt.utils import ROOT_PATH
 from nova.virt.libvirt.utils import SHEEPDOG_IQN
@@ -60,13 +60,12 @@ def run_with_time_limit(
     :returns: its standard output and standard error
     :raises: processutils.ProcessExecutionError if its exit status is not 0
     """
-    environment = ['LC_ALL=C']
+    limited = ['timeout', '--kill-after=5', str(timeout), *command]
     if run_as_root:
-        environment.append('PATH=' + ROOT_PATH)
-    return processutils.execute(
-        'env', *environment, 'timeout', '--kill-after=5', str(timeout),
-        *command, process_input=data, run_as_root=run_as_root,
-        root_helper=utils.get_root_helper() if run_as_root else None)
+        return rootwrap.execute('env', 'LC_ALL=C', 'PATH=' + ROOT_PATH,
+                                *limited, title=' '.join(command), data=data)
+    return processutils.execute('env', 'LC_ALL=C', *limited,
+                                process_input=data)
 
 
 @after('', 'def load_file(path: str) -> str:')

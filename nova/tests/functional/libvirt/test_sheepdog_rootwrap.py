@@ -13,27 +13,31 @@
 """What rootwrap lets the user of nova-compute do to Sheepdog and tgtd.
 
 This is to be run as that user, as ``python3 tools/testbed`` does: as one who
-is not root, whom sudo allows ``nova-rootwrap /etc/nova/rootwrap.conf`` and
-nothing else.
+is not root, whom sudo allows ``nova-rootwrap /etc/nova/rootwrap.conf``, in
+some test beds its daemon as well, and nothing else.
 """
 
 from concurrent import futures
 import configparser
 import functools
+from multiprocessing import managers
 import os
 import subprocess
 from unittest import mock
 
 import fixtures
 from oslo_concurrency import processutils
+from oslo_rootwrap import client
 from oslo_rootwrap import wrapper
 from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
+from nova import exception
 from nova import objects
 from nova.virt.libvirt import blockinfo
 from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import sheepdog_base
+from nova.virt.libvirt.storage import rootwrap
 from nova.virt.libvirt.storage import tgt
 from nova.virt.libvirt import utils as libvirt_utils
 
@@ -232,8 +236,8 @@ class RootwrapTest(testtools.TestCase):
             'system --op': 'Backing stores:\n    sheepdog',
         }
 
-        def execute(*command, run_as_root=False, **kwargs):
-            if run_as_root:
+        def execute(*command, title=None, **kwargs):
+            if title:
                 calls[command] = None
             words = ' '.join(command)
             if 'vdi getattr' in words and not there:
@@ -262,6 +266,7 @@ class RootwrapTest(testtools.TestCase):
         with open(path, 'w') as disk:
             disk.truncate(1024)
         with mock.patch.object(processutils, 'execute', execute), \
+                mock.patch.object(rootwrap, 'execute', execute), \
                 mock.patch.object(imagebackend.disk, 'get_disk_size',
                                   return_value=1024):
             libvirt_utils.get_sheepdog_capacity()
@@ -309,6 +314,21 @@ class RootwrapTest(testtools.TestCase):
         self.assertNotIn('Executable not found', done.stderr)
         return not refused
 
+    def _run_by_daemon(self, daemon, command):
+        """The same as _run(), by rootwrap's daemon.
+
+        :param daemon: the client of a daemon that runs
+        """
+        try:
+            # Its client would start another one after each refusal.
+            status, _out, _err = daemon._proxy.run_one_command(
+                list(command), None)
+        except managers.RemoteError as e:
+            # It failed to log that it refused it.
+            self.assertIn('ValueError is not JSON serializable', str(e))
+            return False
+        return status != 99
+
     def test_what_the_backend_does_is_allowed(self):
         calls = self._calls_of_the_backend(['disk'])
         self.assertEqual([], [call for call in calls if not self._run(call)])
@@ -318,6 +338,40 @@ class RootwrapTest(testtools.TestCase):
             ran = pool.map(self._run, NEAR_MISSES)
         self.assertEqual([], [call for call, done in zip(NEAR_MISSES, ran)
                               if done])
+
+    def test_daemon(self):
+        calls = self._calls_of_the_backend(['disk'])
+        command = ['sudo', '-n', 'nova-rootwrap-daemon', ROOTWRAP_CONF]
+        if not os.environ['TESTBED_ROOTWRAP_DAEMON']:
+            refusal = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True)
+            self.assertEqual((1, b''), (refusal.returncode, refusal.stdout))
+            return
+        daemon = client.Client(command)
+        daemon.execute(list(calls[0]))
+        self.assertEqual([], [call for call in calls
+                              if not self._run_by_daemon(daemon, call)])
+        self.assertEqual([], [call for call in NEAR_MISSES
+                              if self._run_by_daemon(daemon, call)])
+
+    def test_runner(self):
+        """What the backend gets is the same with the daemon and without."""
+        self.addCleanup(rootwrap.start)
+        rootwrap.start()
+        with mock.patch.object(rootwrap.LOG, 'info') as info:
+            self.assertRaisesRegex(
+                exception.SheepdogError, 'images_sheepdog_host',
+                libvirt_utils.get_sheepdog_capacity)
+            error = self.assertRaises(
+                processutils.ProcessExecutionError, rootwrap.execute, 'id',
+                title='id')
+            self.assertEqual(99, error.exit_code)
+            self.assertIn('Unauthorized command: id', error.stderr)
+        if os.environ['TESTBED_ROOTWRAP_DAEMON']:
+            info.assert_not_called()
+        else:
+            info.assert_called_once()
+            self.assertIn('sudoers', info.call_args[0][0])
 
     def test_every_word_of_a_call_matters(self):
         """The same by rootwrap's own code: too many to ask sudo for each."""
