@@ -366,13 +366,15 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         self.wait_for_console(server, r'guest boot %d\n' % count)
 
     def wait_for_beats(self, server):
-        """Wait until the guest has written to its disk once more."""
+        """Wait until the guest has written to its disk, without a reset."""
         def beats():
             return len(re.findall('guest beat', self.console(server)))
 
         # The first might have been on its way already.
         enough = beats() + 2
         self.wait_until(lambda: beats() >= enough)
+        # A reset would not have emptied the log.
+        self.assertEqual(1, self.console(server).count('guest boot'))
 
     def guest_xml(self, server):
         """Return the XML of the running guest as an lxml tree."""

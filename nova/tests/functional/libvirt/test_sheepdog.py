@@ -134,6 +134,7 @@ class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
         self.testbed.ask('start', 'tgtd')
         self.restart_compute()
         self.wait_for_beats(running)
+        self.wait_for_boot(running, 1)
         for server in running, stopped:
             self._delete_server(server)
             self.assert_nothing_left(server)

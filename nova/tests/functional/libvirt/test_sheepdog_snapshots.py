@@ -21,6 +21,7 @@ from oslo_utils import units
 from nova import context
 from nova import exception
 from nova.tests.functional.libvirt import sheepdog_base
+from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import utils as libvirt_utils
 
 
@@ -58,6 +59,24 @@ class SheepdogSnapshotsTestCase(sheepdog_base.SheepdogTestCase):
         finally:
             go_on.set()
 
+    @contextlib.contextmanager
+    def _events(self, server):
+        """Note what libvirt tells of the life of a guest.
+
+        :returns: list of (event, detail)
+        """
+        events = []
+        connection = self.compute.driver._host.get_connection()
+        callback = connection.domainEventRegisterAny(
+            connection.lookupByUUIDString(server['id']),
+            libvirt_host.libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+            lambda _connection, _guest, event, detail, _opaque:
+                events.append((event, detail)), None)
+        try:
+            yield events
+        finally:
+            connection.domainEventDeregisterAny(callback)
+
     def _wait_until_done(self, server):
         self.wait_until(lambda: self.api.get_server(server['id'])[
             'OS-EXT-STS:task_state'] is None)
@@ -78,10 +97,17 @@ class SheepdogSnapshotsTestCase(sheepdog_base.SheepdogTestCase):
 
     def test_guest_goes_on(self):
         server = self.boot(self.upload_image())
-        with self._making_image(server) as image_id:
-            self.wait_for_beats(server)
-            self.sheepdog.reset_stats()
-        self._wait_until_done(server)
+        with self._events(server) as events:
+            with self._making_image(server) as image_id:
+                self.wait_for_beats(server)
+                self.sheepdog.reset_stats()
+            self._wait_until_done(server)
+        self.assertEqual([], events)
+        with self._events(server) as events:
+            # So one would have been heard.
+            self.act(server, 'pause', None, 'PAUSED')
+            self.wait_until(lambda: events)
+        self.act(server, 'unpause', None, 'ACTIVE')
         self.assertEqual('active', self.glance.images[image_id]['status'])
         self._assert_only_the_disk(server)
         # No more is read than the one object that there is.
