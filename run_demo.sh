@@ -73,5 +73,6 @@ fi
 echo "Preparing Nova $release with the patch ..."
 venv=$(/usr/bin/python3 tools/environment.py --system "$release" | tail -n 1)
 echo "Showing a server on ${sheepdog:-a simulated Sheepdog cluster} ..."
-exec /usr/bin/python3 tools/testbed --venv "$venv" "${bed[@]}" -- \
+exec /usr/bin/python3 tools/testbed --venv "$venv" --rootwrap-daemon \
+    "${bed[@]}" -- \
     python -W ignore "${what[@]}"
