@@ -19,10 +19,12 @@ from graft.fragment import substitute
 from oslo_utils import uuidutils
 
 from nova import block_device
+from nova.compute import task_states
 from nova import context as nova_context
 from nova import exception
 from nova import objects
 from nova.virt import driver
+from nova.virt import hardware
 from nova.virt.libvirt import blockinfo
 from nova.virt.libvirt.driver import CONF
 from nova.virt.libvirt.driver import LOG
@@ -42,8 +44,19 @@ class LibvirtDriver:
         if CONF.libvirt.images_type == 'sheepdog':
             imagebackend.Sheepdog.check_host(self._host)
             imagebackend.Sheepdog.unexport_imports()
-            imagebackend.Sheepdog.keep_exports(self._host)
+            imagebackend.Sheepdog.keep_exports(
+                self._host, sheepdog_migration.is_arriving)
             sheepdog_migration.keep_receiving(self._host)
+
+    @before('cleanup', 'return self._cleanup(')
+    def _(self, instance, cleanup_instance_dir):
+        # An option for hosts that share disks and not instances_path, by
+        # which Rbd loses the console's log at every hard reboot.
+        if (CONF.libvirt.images_type == 'sheepdog' and
+                CONF.workarounds.ensure_libvirt_rbd_instance_dir_cleanup):
+            cleanup_instance_dir |= (
+                instance.host != CONF.host or
+                instance.task_state == task_states.RESIZE_REVERTING)
 
     @after('_cleanup', 'for vol in block_device_mapping:')
     def _(self, instance, cleanup_instance_disks):
@@ -55,6 +68,13 @@ class LibvirtDriver:
     def _(self, instance, block_device_info):
         if CONF.libvirt.images_type == 'sheepdog':
             self._cleanup_sheepdog_instance(instance, block_device_info)
+
+    @before('_cleanup', 'if success:')
+    def _(self, cleanup_instance_disks, success):
+        # As long as there are VDIs, an instance that is deleted while this
+        # host is down has to be looked for when it is up again.
+        if CONF.libvirt.images_type == 'sheepdog':
+            success = success and cleanup_instance_disks
 
     @after('', 'def _cleanup_rbd(self, instance):')
     def _cleanup_sheepdog_instance(self, instance, block_device_info=None):
@@ -213,6 +233,15 @@ class LibvirtDriver:
         if CONF.libvirt.images_type == 'sheepdog':
             imagebackend.Sheepdog.export_disks(xml)
 
+    @after('spawn', 'created_instance_dir, created_disks = '
+           'self._create_image(')
+    def _(self, instance, created_disks):
+        # An evacuation that fails may not take the data along, even if it
+        # made one of the disks.
+        if CONF.libvirt.images_type == 'sheepdog' and (
+                instance.task_state == task_states.REBUILD_SPAWNING):
+            created_disks = False
+
     @before('unpause', 'guest.resume()')
     def _(self, guest):
         if CONF.libvirt.images_type == 'sheepdog':
@@ -273,6 +302,43 @@ class LibvirtDriver:
     def _(self, instance):
         if CONF.libvirt.images_type == 'sheepdog':
             sheepdog_migration.try_to_receive(self._host.get_guest(instance))
+
+    substitute('migrate_disk_and_power_off',
+               'shared_instance_path = self._is_path_shared_with('
+               'dest, inst_base)',
+               'self._is_path_shared_with(dest, inst_base)',
+               'self._is_instance_path_shared_with(\n'
+               '            instance, dest, inst_base)')
+    substitute('migrate_disk_and_power_off', 'if not shared_instance_path:',
+               'if not shared_instance_path:',
+               'if not shared_instance_path and (\n'
+               '                self._has_files_to_migrate(instance)):')
+
+    @after('', 'def _is_path_shared_with(self, dest, path):')
+    def _has_files_to_migrate(self, instance):
+        """Tell whether a cold migration copies files to the other host.
+
+        It is done by ssh, which hosts that share all disks need not have.
+
+        :param instance: the nova.objects.instance.Instance
+        :returns: True if it may
+        """
+        return CONF.libvirt.images_type != 'sheepdog' or (
+            hardware.get_vtpm_constraint(
+                instance.flavor, instance.image_meta) is not None)
+
+    @after('', 'def _is_path_shared_with(self, dest, path):')
+    def _is_instance_path_shared_with(self, instance, dest, path):
+        """Do as _is_path_shared_with() does, but ask by ssh only if need be.
+
+        :param instance: the nova.objects.instance.Instance
+        :param dest: address of the other host
+        :param path: path of the instance's directory
+        :returns: True if it is shared, as far as that matters
+        """
+        if self._has_files_to_migrate(instance):
+            return self._is_path_shared_with(dest, path)
+        return dest == self.get_host_ip_addr()
 
     @before('migrate_disk_and_power_off',
             'disk_info = self._get_instance_disk_info('

@@ -28,6 +28,7 @@ from oslo_utils import uuidutils
 
 from nova.compute import task_states
 from nova.compute import vm_states
+from nova import context as nova_context
 from nova import exception
 from nova.i18n import _
 from nova import objects
@@ -679,21 +680,36 @@ class Sheepdog(Image):
         return True
 
     @classmethod
-    def keep_exports(cls, host):
+    def keep_exports(cls, host, is_arriving):
         """Make the targets of running guests again whenever tgtd restarts.
 
-        QEMU's initiator logs in again by itself when they are back.
+        QEMU's initiator logs in again by itself when they are back. A guest
+        whose instance is on another host, where it was evacuated to, gets
+        none: it would write to what is used there.
 
         :param host: the nova.virt.libvirt.host.Host
+        :param is_arriving: function that tells whether a guest, a
+            nova.virt.libvirt.guest.Guest, is being migrated to this host
         """
         if cls.get_transport() != 'iscsi':
             return
         seen = None
+        elsewhere = set()
 
         def get_vdis():
+            nonlocal elsewhere
+            instances = objects.InstanceList.get_uuids_by_host(
+                nova_context.get_admin_context(), CONF.host)
             vdis = {}
+            before, elsewhere = elsewhere, set()
             for guest in host.list_guests(only_running=True):
-                vdis.update(cls.get_exports(guest.get_config()))
+                if guest.uuid in instances or is_arriving(guest):
+                    vdis.update(cls.get_exports(guest.get_config()))
+                else:
+                    elsewhere.add(guest.uuid)
+            if elsewhere - before:
+                LOG.warning('No target is made for guests whose instances '
+                            'are on another host: %s', ', '.join(elsewhere))
             return vdis
 
         def restore():
@@ -707,7 +723,8 @@ class Sheepdog(Image):
                 LOG.error('Cannot restore the targets of running guests, '
                           'which hang until then; trying again: %s', e)
             else:
-                seen = start
+                # One of them may be on its way here.
+                seen = None if elsewhere else start
                 if vdis:
                     LOG.info('tgtd had been restarted; exported again: %s',
                              ', '.join(vdis))

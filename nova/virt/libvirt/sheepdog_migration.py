@@ -223,6 +223,14 @@ def _get_arrival(guest):
         raise
 
 
+def is_arriving(guest):
+    """Tell whether a guest comes, or has come and has to be received.
+
+    :param guest: a nova.virt.libvirt.guest.Guest, of any kind and state
+    """
+    return _get_arrival(guest) is not None
+
+
 def _receive(guest):
     """Let a guest go on that has come from another host.
 
@@ -259,7 +267,7 @@ def receive(guest):
     :raises: exception.TgtError or libvirt.libvirtError if it has, and its
         VDIs could not be reloaded
     """
-    if _get_arrival(guest) is not None:
+    if is_arriving(guest):
         utils.synchronized('sheepdog-receive-' + guest.uuid)(_receive)(guest)
 
 

@@ -11,6 +11,7 @@
 #    under the License.
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -18,10 +19,12 @@ from unittest import mock
 
 import ddt
 import fixtures
+from oslo_utils.fixture import uuidsentinel as uuids
 from oslo_utils import units
 from oslo_utils import uuidutils
 import tenacity
 
+from nova.compute import task_states
 import nova.conf
 from nova import exception
 from nova import objects
@@ -29,11 +32,16 @@ from nova import test
 from nova.tests.unit.virt.libvirt import sheepdog_base
 from nova.tests.unit.virt.libvirt import test_imagebackend
 from nova.virt.libvirt import config as vconfig
+from nova.virt.libvirt import driver
 from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt.storage import tgt
 from nova.virt.libvirt import utils as libvirt_utils
 
 CONF = nova.conf.CONF
+
+
+class Killed(BaseException):
+    """Ends a nova-compute, which no handler of its own can hinder."""
 
 
 class _SheepdogTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
@@ -254,6 +262,52 @@ class SheepdogImageTestCase(_SheepdogTestCase):
             self.assertEqual(2, len(shown))
             self.assertEqual(b'before', self._read(self.image.vdi, 6))
 
+    def _roll_back_until_killed(self, steps):
+        """Have roll_back_disks() end after some calls of dog.
+
+        :returns: True if that was before its own end
+        """
+        dog = libvirt_utils._dog
+        left = iter(range(steps))
+
+        def dog_until_killed(*arguments):
+            if next(left, None) is None:
+                raise Killed()
+            return dog(*arguments)
+
+        with mock.patch.object(libvirt_utils, '_dog', dog_until_killed):
+            try:
+                imagebackend.Sheepdog.roll_back_disks(
+                    self.instance, ['disk'])
+            except Killed:
+                return True
+        return False
+
+    def test_roll_back_disks_is_killed_at_any_step(self):
+        self.image.disk_info_mapping = {
+            'bus': 'virtio', 'dev': 'vda', 'type': 'disk'}
+        guest = vconfig.LibvirtConfigGuest()
+        guest.virt_type = 'kvm'
+        guest.add_device(self.image.libvirt_info('none', {}))
+        steps = 0
+        killed = True
+        while killed:
+            libvirt_utils.create_sheepdog_vdi(self.image.vdi, 8 * units.Mi)
+            self._write(self.image.vdi, b'before')
+            imagebackend.Sheepdog.snapshot_disks(self.instance, ['disk'])
+            self._write(self.image.vdi, b'after!')
+            killed = self._roll_back_until_killed(steps)
+            # Whoever starts the guest finds a disk.
+            imagebackend.Sheepdog.export_disks(guest.to_xml())
+            self.assertIn(self._read(self.image.vdi, 6),
+                          (b'before', b'after!'))
+            imagebackend.Sheepdog.unexport_disks(self.instance)
+            imagebackend.Sheepdog.roll_back_disks(self.instance, ['disk'])
+            self.assertEqual(b'before', self._read(self.image.vdi, 6))
+            imagebackend.Sheepdog.delete_disks(self.instance, ['disk'])
+            steps += 1
+        self.assertEqual(5, steps)
+
     def test_snapshot_disks_after_a_resize_that_failed(self):
         libvirt_utils.create_sheepdog_vdi(self.image.vdi, 8 * units.Mi)
         imagebackend.Sheepdog.snapshot_disks(self.instance, ['disk'])
@@ -311,35 +365,55 @@ class SheepdogImageTestCase(_SheepdogTestCase):
             exception.TgtError, 'no such VDI',
             imagebackend.Sheepdog.export_disks, self._get_guest_xml())
 
-    def test_keep_exports(self):
+    @tenacity.retry(stop=tenacity.stop_after_delay(30),
+                    wait=tenacity.wait_fixed(0.1), reraise=True)
+    def _assert_exported(self):
+        self.assertEqual(1, len(tgt._get_targets()))
+
+    def _keep_exports(self, *here, is_arriving=False):
+        """Run keep_exports(), with one running guest.
+
+        :param here: UUIDs of the instances of this host, for each time that
+            the database is asked
+        :returns: the nova.virt.libvirt.host.Host
+        """
         self.image.create_image(self._write_base, self.base, None)
         self.image.disk_info_mapping = {
             'bus': 'virtio', 'dev': 'vda', 'type': 'disk'}
-        guest = vconfig.LibvirtConfigGuest()
-        guest.add_device(self.image.libvirt_info('none', {}))
+        config = vconfig.LibvirtConfigGuest()
+        config.add_device(self.image.libvirt_info('none', {}))
         host = mock.Mock()
-        running = mock.Mock()
-        running.get_config.return_value = guest
-        host.list_guests.return_value = [running]
+        guest = mock.Mock(uuid=self.instance.uuid)
+        guest.get_config.return_value = config
+        host.list_guests.return_value = [guest]
+        self.patch_object(objects.InstanceList, 'get_uuids_by_host',
+                          side_effect=here)
         self.patch_object(imagebackend.Sheepdog, 'RESTORE_INTERVAL',
                           new=0.05)
-
-        @tenacity.retry(stop=tenacity.stop_after_delay(30),
-                        wait=tenacity.wait_fixed(0.1), reraise=True)
-        def assert_exported():
-            self.assertEqual(1, len(tgt._get_targets()))
-
         self.addCleanup(imagebackend.Sheepdog.stop_keeping_exports)
-        imagebackend.Sheepdog.keep_exports(host)
-        assert_exported()
+        imagebackend.Sheepdog.keep_exports(host, lambda guest: is_arriving)
+        self._assert_exported()
+        return host
+
+    def test_keep_exports(self):
+        host = self._keep_exports(*[[self.instance.uuid]] * 1000)
         calls = host.list_guests.call_count
         self.tgtd.stop()
         self.sheepdog.kill()
         self.tgtd.start()
         self.sheepdog.start()
-        assert_exported()
+        self._assert_exported()
         # not asked for as long as the same tgtd runs
         self.assertEqual(1, calls)
+
+    def test_no_exports_before_the_instance_is_on_this_host(self):
+        host = self._keep_exports([], [], [self.instance.uuid])
+        self.assertEqual(3, host.list_guests.call_count)
+        self.assertEqual(1, self.stdlog.logger.output.count(
+            'on another host: ' + self.instance.uuid))
+
+    def test_exports_of_a_guest_that_comes(self):
+        self._keep_exports([], is_arriving=True)
 
     def test_libvirt_info_iscsi(self):
         self.flags(hw_disk_discard='unmap', group='libvirt')
@@ -401,6 +475,53 @@ class SheepdogImageTestCase(_SheepdogTestCase):
     def test_shared_block_storage(self):
         self.assertTrue(imagebackend.Sheepdog.is_shared_block_storage())
         self.assertFalse(imagebackend.Sheepdog.is_file_in_instance_path())
+
+
+@ddt.ddt
+class SheepdogDriverTestCase(test.NoDBTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.flags(images_type='sheepdog', group='libvirt')
+        self.driver = mock.Mock(spec=driver.LibvirtDriver)
+        self.instance = objects.Instance(
+            uuid=uuids.instance, flavor=objects.Flavor(extra_specs={}))
+        self.image_meta = objects.ImageMeta(
+            properties=objects.ImageMetaProps())
+
+    @ddt.data((task_states.SPAWNING, True),
+              (task_states.REBUILD_SPAWNING, False))
+    @ddt.unpack
+    def test_what_goes_when_a_spawn_fails(self, task_state, goes):
+        """An evacuated server may have lost its swap, and keeps its data."""
+        self.instance.task_state = task_state
+        self.driver._create_image.return_value = (True, True)
+        with mock.patch.object(driver.blockinfo, 'get_disk_info'):
+            driver.LibvirtDriver.spawn(
+                self.driver, None, self.instance, self.image_meta, [], None,
+                {}, power_on=False)
+        self.assertEqual(goes, self.driver._create_guest_with_network.
+                         call_args.kwargs['cleanup_instance_disks'])
+
+    def _is_path_shared(self, image_meta):
+        is_shared = driver.LibvirtDriver._is_instance_path_shared_with
+        self.driver._has_files_to_migrate = functools.partial(
+            driver.LibvirtDriver._has_files_to_migrate, self.driver)
+        self.driver.get_host_ip_addr.return_value = '192.0.2.1'
+        with mock.patch.object(objects.Instance, 'image_meta', image_meta):
+            return [is_shared(self.driver, self.instance, host, '/path')
+                    for host in ('192.0.2.1', '192.0.2.2')]
+
+    def test_no_ssh_where_it_is_not_needed(self):
+        self.assertEqual([True, False],
+                         self._is_path_shared(self.image_meta))
+        self.driver._is_path_shared_with.assert_not_called()
+
+    def test_ssh_for_the_files_of_a_vtpm(self):
+        self.driver._is_path_shared_with.return_value = True
+        self.image_meta.properties.hw_tpm_version = '2.0'
+        self.assertEqual([True, True],
+                         self._is_path_shared(self.image_meta))
 
 
 @ddt.ddt
