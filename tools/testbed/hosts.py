@@ -151,13 +151,14 @@ def join(one, other):
 def make(names, port, log):
     """Return hosts that are ready, two of them on one cable.
 
-    :param names: their names
+    :param names: their names, or none
     :param port: of the cluster's gateway on the machine's loopback
     :param log: file for what their daemons say
     """
     hosts = [Host(name, number, ('127.0.0.1', int(port)), log)
              for number, name in enumerate(names, 1)]
-    join(*hosts)
+    if hosts:
+        join(*hosts)
     for host in hosts:
         host.start()
     return {host.name: host for host in hosts}

@@ -277,6 +277,16 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         """
         path = os.path.join(self.useFixture(fixtures.TempDir()).path, 'image')
         boot_sector.write_image(path, size)
+        return self.upload_file(path, disk_format, **properties)
+
+    def upload_file(self, path, disk_format, **properties):
+        """Have Glance hold the image of a raw disk.
+
+        :param path: of the disk
+        :param disk_format: 'raw' or 'qcow2'
+        :param properties: of the image, such as hw_disk_bus
+        :returns: its id
+        """
         if disk_format != 'raw':
             raw, path = path, path + '.' + disk_format
             processutils.execute('qemu-img', 'convert', '-f', 'raw', '-O',

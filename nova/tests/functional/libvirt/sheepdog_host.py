@@ -9,268 +9,315 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""One compute host in a process of its own, with no Nova around it.
 
-It runs the libvirt driver. What a nova-compute would have it do it is told at
-a socket, a line of JSON each way; Nova's objects travel as Nova's RPC would
-have them travel.
+"""The nova-compute of one host, in a process of its own.
+
+It is the real one. What it asks of others is asked in the process of the test,
+where the rest of Nova runs, see sheepdog_bridge.
 """
 
+# first, as it chooses between eventlet and threads
+import nova.cmd.compute  # isort: skip
+
+import contextlib
+import io
 import os
-import shutil
-import socketserver
+import pkgutil
 import sys
+import threading
 import time
-import traceback
 from unittest import mock
 
-from oslo_log import log as logging
-from oslo_serialization import jsonutils
+from oslo_messaging._drivers import impl_fake
 
-# first, as it chooses between eventlet and threads
-import nova.tests.functional  # noqa: F401
-
+from nova.compute import manager
 import nova.conf
-from nova.conf import neutron
-from nova import config
-from nova import context as nova_context
-from nova.network import model as network_model
-from nova import objects
-from nova.objects import base as objects_base
+from nova import exception
+from nova.image import glance
+from nova.network import neutron
 import nova.privsep
-from nova.virt import fake
+from nova.scheduler.client import report
+from nova import service
+from nova.tests.functional.libvirt import sheepdog_bridge
 from nova.virt.libvirt import driver as libvirt_driver
+from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
+from nova.virt.libvirt import sheepdog_migration
 from nova.virt.libvirt.storage import tgt
 from nova.virt.libvirt import utils as libvirt_utils
 
 CONF = nova.conf.CONF
-STATE_PATH = '/var/lib/nova'
 
 
-class ComputeHost:
-    """What the socket offers: its public methods."""
+class Images:
+    """The Glance of the test's process.
+
+    :param remote: function that returns an object of that process
+    """
+
+    def __init__(self, remote):
+        self._images = remote('images')
+        self._data = remote('image_data')
+
+    def show(self, context, image_id, **kwargs):
+        return self._images.show(None, image_id, **kwargs)
+
+    def download(self, context, image_id, data=None, dst_path=None,
+                 trusted_certs=None):
+        content = self._data.get(image_id, b'')
+        if data:
+            data.write(content)
+        elif dst_path:
+            with open(dst_path, 'wb') as target:
+                target.write(content)
+
+    def update(self, context, image_id, metadata, data=None,
+               purge_props=False):
+        if data is not None:
+            data = io.BytesIO(data.read())
+        return self._images.update(
+            None, image_id, metadata, data, purge_props)
+
+    def delete(self, context, image_id):
+        self._images.delete(None, image_id)
+
+
+class Control:
+    """What a test may have a host do, beside what nova-compute is asked."""
 
     def __init__(self):
-        self._context = nova_context.get_admin_context()
+        self.driver = None
+        self._ready = threading.Event()
+        self._migrated = threading.Semaphore(0)
         self._events = []
 
-    def start(self, name, image, options):
-        """Do what nova-compute does when it starts.
+    def wait_until_ready(self):
+        """Wait until nova-compute answers."""
+        self._ready.wait()
 
-        :param name: name of the host
-        :param image: path of the raw image that every instance has
-        :param options: dict of group to options to set
+    def exit(self):
+        """End without another word, as if killed."""
+        os._exit(0)
+
+    def wait_for_migration(self):
+        """Wait until a live migration from here has ended, or failed.
+
+        Each is waited for once.
         """
-        os.makedirs(STATE_PATH + '/instances', exist_ok=True)
-        config.parse_args(['nova-compute'], default_config_files=[],
-                          configure_db=False, init_rpc=False)
-        neutron.register_dynamic_opts(CONF)
-        for group, values in options.items():
-            for option, value in values.items():
-                CONF.set_override(
-                    option, value, None if group == 'DEFAULT' else group)
-        CONF.set_override('host', name)
-        logging.setup(CONF, 'nova')
-        objects.register_all()
-        nova.privsep.sys_admin_pctxt.set_client_mode(False)
+        self._migrated.acquire()
 
-        handle = libvirt_host.Host._event_lifecycle_callback
+    def note_migration(self):
+        self._migrated.release()
 
-        def note_event(connection, domain, event, detail, opaque):
-            self._events.append(
-                (time.time(), domain.UUIDString(), event, detail))
-            handle(connection, domain, event, detail, opaque)
+    def note_driver(self, driver):
+        self.driver = driver
 
-        def fetch_image(context, target, image_id, trusted_certs=None):
-            shutil.copy(image, target)
+    def _domain(self, uuid):
+        return self.driver._host.get_connection().lookupByUUIDString(uuid)
 
-        # There is no database and no Glance.
-        for patch in (
-                mock.patch.object(objects.Instance, 'save'),
-                mock.patch.object(objects.Migration, 'save'),
-                mock.patch.object(
-                    objects.BlockDeviceMappingList, 'get_by_instance_uuid',
-                    return_value=objects.BlockDeviceMappingList(objects=[])),
-                mock.patch.object(
-                    libvirt_driver.LibvirtDriver, '_build_device_metadata',
-                    return_value=None),
-                mock.patch.object(
-                    libvirt_driver.LibvirtDriver,
-                    '_register_all_undefined_instance_details', create=True),
-                # before Nova looks at the job, which waits for its end
-                mock.patch.object(
-                    libvirt_host.Host, '_event_lifecycle_callback',
-                    staticmethod(note_event)),
-                mock.patch.object(libvirt_utils, 'fetch_image', fetch_image)):
-            patch.start()
-        self._driver = libvirt_driver.LibvirtDriver(fake.FakeVirtAPI())
-        self._driver._network_api = mock.Mock()
-        network_api = self._driver._network_api
-        network_api.has_port_binding_extension.return_value = False
-        self._driver.register_event_listener(lambda event: None)
-        self._driver.init_host(name)
+    def states(self):
+        """Return libvirt's state of each domain, by UUID."""
+        return {domain.UUIDString(): domain.state()[0] for domain in
+                self.driver._host.get_connection().listAllDomains()}
 
-    def events(self):
-        """Return (time, uuid, event, detail) as libvirt has told them."""
-        return self._events
-
-    def spawn(self, instance):
-        self._driver.spawn(
-            self._context, instance, objects.ImageMeta.from_dict({}), [],
-            None, {}, network_model.NetworkInfo(),
-            block_device_info=self._block_device_info())
-
-    @staticmethod
-    def _block_device_info():
-        return {'root_device_name': '/dev/vda', 'swap': None,
-                'ephemerals': [], 'image': [], 'block_device_mapping': []}
-
-    def pause(self, instance):
-        self._driver.pause(instance)
-
-    def unpause(self, instance):
-        self._driver.unpause(instance)
-
-    def unexport(self):
-        tgt.unexport(libvirt_utils.SHEEPDOG_IQN)
-
-    def state(self, instance):
-        """Return libvirt's state and reason, None if it is not here."""
-        domains = {
-            domain.UUIDString(): domain for domain in
-            self._driver._host.get_connection().listAllDomains()}
-        domain = domains.get(instance.uuid)
-        return domain and domain.state()
-
-    def xml(self, instance):
-        return self._driver._host.get_guest(instance).get_xml_desc()
+    def xml(self, uuid):
+        return self._domain(uuid).XMLDesc()
 
     def targets(self):
         return sorted(tgt._get_targets())
 
-    def console(self, instance):
-        path = os.path.join(libvirt_utils.get_instance_path(instance),
-                            'console.log')
+    def files(self, uuid):
+        """Return the paths of an instance's files."""
+        paths = (os.path.join(directory, name)
+                 for directory, directories, names in
+                 os.walk(CONF.instances_path) for name in directories + names)
+        return [path for path in paths if uuid in path]
+
+    def console(self, uuid):
+        """Return what a guest has printed on this host."""
+        path = os.path.join(CONF.instances_path, uuid, 'console.log')
         if not os.path.exists(path):
             return ''
         with open(path, errors='replace') as log:
             return log.read().replace('\0', '')
 
-    def exists(self, instance):
-        return os.path.exists(libvirt_utils.get_instance_path(instance))
+    def events(self):
+        """Return (time, uuid, event, detail) as libvirt has told them."""
+        return self._events
+
+    def note_event(self, *event):
+        self._events.append((time.time(), *event))
+
+    def ready(self):
+        self._ready.set()
+
+    def pause_until_migration(self, uuid):
+        """Have a guest go on when libvirt is about to migrate it.
+
+        So it is in its first pass all through the migration, however slow
+        Nova is before.
+        """
+        self._domain(uuid).suspend()
+        get_flags = sheepdog_migration.get_flags
+
+        def resume_and_get_flags(flags):
+            patcher.stop()
+            self._domain(uuid).resume()
+            return get_flags(flags)
+
+        patcher = mock.patch.object(
+            sheepdog_migration, 'get_flags', resume_and_get_flags)
+        patcher.start()
+
+    def lose_next_targets(self):
+        """Have no target of the next guest that comes."""
+        prepare = sheepdog_migration.prepare_destination
+
+        def prepare_and_lose(*args):
+            patcher.stop()
+            prepare(*args)
+            self.lose_targets()
+
+        patcher = mock.patch.object(
+            sheepdog_migration, 'prepare_destination', prepare_and_lose)
+        patcher.start()
+
+    @staticmethod
+    def lose_targets():
+        """Have no target, as if tgtd had been restarted."""
+        tgt.unexport(libvirt_utils.SHEEPDOG_IQN)
+
+    def set_option(self, name, value, group):
+        CONF.set_override(name, value, group)
 
     def leave_out_the_reload(self):
         """Show what happens without what is tested."""
         mock.patch.object(tgt, 'reload').start()
 
     def fail_to_reload(self):
-        """Have tgtd's cluster away until reload_again()."""
-        self._right = CONF.libvirt.images_sheepdog_port
-        CONF.set_override('images_sheepdog_port', 1, 'libvirt')
+        """Have the cluster away for tgtd's reload, until the process ends."""
+        mock.patch.object(tgt, 'reload', side_effect=exception.TgtError(
+            command='tgtadm', reason='left out')).start()
 
-    def reload_again(self):
-        CONF.set_override('images_sheepdog_port', self._right, 'libvirt')
+    def fail_to_launch(self, path):
+        """Have QEMU not start, if it is the first time on all hosts.
 
-    def exit(self):
-        """End without another word, as if killed."""
-        os._exit(0)
+        :param path: of a file that tells them
+        """
+        launch = libvirt_guest.Guest.launch
 
-    # In the order of a live migration
+        def fail_or_launch(guest, *args, **kwargs):
+            with contextlib.suppress(FileExistsError), open(path, 'x'):
+                raise exception.NovaException('QEMU does not start here')
+            return launch(guest, *args, **kwargs)
 
-    def check_can_live_migrate_destination(self, instance,
-                                           block_migration=False):
-        resources = {'disk_available_least': 100, 'free_disk_gb': 100,
-                     'cpu_info': '{}'}
-        return self._driver.check_can_live_migrate_destination(
-            self._context, instance, resources, resources, block_migration,
-            False)
+        mock.patch.object(
+            libvirt_guest.Guest, 'launch', fail_or_launch).start()
 
-    def check_can_live_migrate_source(self, instance, data):
-        return self._driver.check_can_live_migrate_source(
-            self._context, instance, data, self._block_device_info())
+    def exit_after(self, owner, name):
+        """Have the process end when it has called a function.
 
-    def pre_live_migration(self, instance, data):
-        return self._driver.pre_live_migration(
-            self._context, instance, self._block_device_info(),
-            network_model.NetworkInfo(), None, data)
+        :param owner: of the function, such as 'nova.x.y:Class'
+        :param name: of the function
+        """
+        owner = pkgutil.resolve_name(owner)
+        function = getattr(owner, name)
 
-    def live_migration(self, instance, dest, data):
-        """Return 'completed' or what has become of it instead."""
-        outcome = []
+        def run_and_exit(*args, **kwargs):
+            function(*args, **kwargs)
+            self.exit()
 
-        def post(context, instance, dest, block_migration, migrate_data):
-            outcome.append('completed')
+        mock.patch.object(owner, name, run_and_exit).start()
 
-        def recover(context, instance, dest, migrate_data,
-                    migration_status='failed'):
-            outcome.append(migration_status)
 
+def patch(remote, control):
+    """Take away the world around nova-compute.
+
+    :param remote: function that returns an object of the test's process
+    """
+    messages = remote('messages')
+    placement = remote('placement')
+    images = Images(remote)
+    send = impl_fake.FakeDriver.send
+
+    def send_there(driver, target, context, message, wait_for_reply=None,
+                   timeout=None, **kwargs):
+        if target.server == CONF.host and not target.fanout:
+            return send(driver, target, context, message, wait_for_reply,
+                        timeout)
+        return sheepdog_bridge.send(messages, target, context, message,
+                                    wait_for_reply, timeout)
+
+    def ask_placement(method):
+        def ask(client, *args, **kwargs):
+            return getattr(placement, method)(None, *args, **kwargs)
+        return ask
+
+    def handle_event(connection, domain, event, detail, opaque):
+        control.note_event(domain.UUIDString(), event, detail)
+        handle(connection, domain, event, detail, opaque)
+
+    def migrate(compute, *args, **kwargs):
         try:
-            self._driver.live_migration(
-                self._context, instance, dest, post, recover, False, data)
-        except Exception:
-            if not outcome:
-                raise
-            traceback.print_exc()
-        return outcome[0]
+            return do_live_migration(compute, *args, **kwargs)
+        finally:
+            control.note_migration()
 
-    def live_migration_abort(self, instance):
-        self._driver.live_migration_abort(instance)
+    def create_client(client):
+        client.clear_provider_cache(init=True)
 
-    def live_migration_force_complete(self, instance):
-        self._driver.live_migration_force_complete(instance)
+    def init_host(driver, host):
+        control.note_driver(driver)
+        initialize(driver, host)
 
-    def post_live_migration(self, instance, data):
-        self._driver.post_live_migration(
-            self._context, instance, self._block_device_info(), data)
-        self._driver.post_live_migration_at_source(
-            self._context, instance, network_model.NetworkInfo())
-        self._driver.cleanup(
-            self._context, instance, network_model.NetworkInfo(),
-            destroy_disks=False, migrate_data=data, destroy_vifs=False)
+    def start(nova_compute):
+        begin(nova_compute)
+        control.ready()
 
-    def post_live_migration_at_destination(self, instance):
-        self._driver.post_live_migration_at_destination(
-            self._context, instance, network_model.NetworkInfo(),
-            block_device_info=self._block_device_info())
-
-    def rollback_live_migration_at_destination(self, instance, data):
-        self._driver.rollback_live_migration_at_destination(
-            self._context, instance, network_model.NetworkInfo(),
-            self._block_device_info(), destroy_disks=False,
-            migrate_data=data)
-
-
-class Handler(socketserver.StreamRequestHandler):
-
-    def handle(self):
-        serializer = objects_base.NovaObjectSerializer()
-        context = nova_context.get_admin_context()
-        for line in self.rfile:
-            method, arguments = jsonutils.loads(line)
-            try:
-                result = getattr(self.server.compute_host, method)(
-                    **serializer.deserialize_entity(context, arguments))
-                answer = {'result': serializer.serialize_entity(
-                    context, result)}
-            except Exception as e:
-                traceback.print_exc()
-                answer = {'error': '%s: %s' % (type(e).__name__, e)}
-            sys.stderr.flush()
-            self.wfile.write(jsonutils.dumps(answer).encode() + b'\n')
+    # before Nova looks at the job, which waits for its end
+    handle = libvirt_host.Host._event_lifecycle_callback
+    initialize = libvirt_driver.LibvirtDriver.init_host
+    do_live_migration = manager.ComputeManager._do_live_migration
+    begin = service.Service.start
+    client = report.SchedulerReportClient
+    for patcher in (
+            mock.patch.object(impl_fake.FakeDriver, 'send', send_there),
+            mock.patch.object(client, '_create_client', create_client),
+            *(mock.patch.object(client, method,
+                                ask_placement('_fake_' + method))
+              for method in ('get', 'post', 'put', 'delete')),
+            mock.patch.object(glance, 'get_default_image_service',
+                              lambda: images),
+            mock.patch.object(neutron, 'get_client',
+                              lambda context, admin=False: remote(
+                                  'networks')),
+            mock.patch.object(libvirt_host.Host, '_event_lifecycle_callback',
+                              staticmethod(handle_event)),
+            mock.patch.object(libvirt_driver.LibvirtDriver, 'init_host',
+                              init_host),
+            mock.patch.object(manager.ComputeManager, '_do_live_migration',
+                              migrate),
+            mock.patch.object(service.Service, 'start', start)):
+        patcher.start()
+    os.makedirs('/var/lib/nova/instances', exist_ok=True)
+    nova.privsep.sys_admin_pctxt.set_client_mode(False)
 
 
-class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-    request_queue_size = 16
+def main(test_path, own_path, configuration):
+    """Run nova-compute.
 
-
-def main(path):
-    server = Server(path, Handler)
-    server.compute_host = ComputeHost()
-    server.serve_forever()
+    :param test_path: of the socket of the test's process
+    :param own_path: of the socket to make
+    :param configuration: path of nova.conf
+    """
+    control = Control()
+    sheepdog_bridge.Server(
+        own_path, control=control,
+        messages=sheepdog_bridge.Messages(impl_fake.FakeDriver.send))
+    patch(lambda name: sheepdog_bridge.Remote(test_path, name), control)
+    sys.argv = ['nova-compute', '--config-file', configuration]
+    nova.cmd.compute.main()
 
 
 if __name__ == '__main__':
-    main(sys.argv[1])
+    main(*sys.argv[1:])

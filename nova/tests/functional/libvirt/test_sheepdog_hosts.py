@@ -1,0 +1,141 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Moves of servers between two hosts, through Nova's API.
+
+Each time the guest finds its data: it counts its boots on its disk.
+"""
+
+import os
+
+import fixtures
+from oslo_utils import units
+
+from nova.tests.functional.libvirt import sheepdog_hosts
+
+
+class SheepdogMoveTestCase(sheepdog_hosts.SheepdogHostsTestCase):
+
+    def service_of(self, host):
+        """Return the id of a host's nova-compute."""
+        service, = self.api.get_services(binary='nova-compute',
+                                         host=host.name)
+        return service['id']
+
+    def assert_moved(self, server, host, boots, size=units.Gi):
+        """See that a server, its data and nothing else is at a host.
+
+        :param boots: how often the guest has booted with that data
+        :param size: of its disk in bytes
+        """
+        self.assertEqual(host, self.host_of(server))
+        self.wait_for_boot(server, boots)
+        self.assert_only_at(server, host)
+        self.assertEqual({'disk': size}, self.vdis(server))
+
+    def test_cold_migrate_resize_and_shelve(self):
+        one, two = self.hosts.values()
+        server = self.boot(self.upload_image('qcow2'), host='one')
+
+        self.act(server, 'migrate', None, 'VERIFY_RESIZE')
+        self.wait_for_boot(server, 2)
+        self.assertEqual({'disk': units.Gi, 'disk@nova-resize': units.Gi},
+                         self.vdis(server))
+        self.act(server, 'revertResize', None, 'ACTIVE')
+        # The second boot has never been.
+        self.assert_moved(server, one, 2)
+
+        self.act(server, 'migrate', None, 'VERIFY_RESIZE')
+        self.wait_for_boot(server, 3)
+        self.act(server, 'confirmResize', None, 'ACTIVE')
+        self.assert_moved(server, two, 3)
+
+        self.act(server, 'resize', {
+            'flavorRef': self.make_flavor(disk=2)}, 'VERIFY_RESIZE')
+        self.assertEqual(one, self.host_of(server))
+        self.wait_for_boot(server, 4)
+        self.assertEqual(2 * units.Gi, self.vdis(server)['disk'])
+        self.act(server, 'revertResize', None, 'ACTIVE')
+        self.assert_moved(server, two, 4)
+
+        self.act(server, 'shelve', None, 'SHELVED_OFFLOADED')
+        # Nova takes the host away last, and would after it is unshelved.
+        self._wait_for_server_parameter(
+            server, {'OS-EXT-SRV-ATTR:host': None})
+        self.assert_nothing_left(server)
+        image, = (image for image in self.glance.images.values()
+                  if image['name'].endswith('-shelved'))
+        self.api.put_service(self.service_of(two), {'status': 'disabled'})
+        self.act(server, 'unshelve', None, 'ACTIVE')
+        self.assert_moved(server, one, 5)
+        self.assertNotIn(image['id'], self.glance.images)
+
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_reschedule_and_evacuate(self):
+        path = os.path.join(self.useFixture(fixtures.TempDir()).path, 'failed')
+        for host in self.hosts.values():
+            host.control.fail_to_launch(path)
+        server = self.boot(self.upload_image('qcow2'))
+        self.assertTrue(os.path.exists(path))
+        source, dest = self.host_of(server), self.other_host(server)
+        self.assert_moved(server, source, 1)
+
+        # Its guest waits for its disk, and goes on when there is one.
+        source.control.lose_targets()
+        source.kill()
+        self.api.put_service(self.service_of(source), {'forced_down': True})
+        self.act(server, 'evacuate', {}, 'ACTIVE')
+        self.assertEqual(dest, self.host_of(server))
+        self.wait_for_boot(server, 2)
+        self.start_computes(source)
+        self.api.put_service(self.service_of(source), {'forced_down': False})
+        self.assert_moved(server, dest, 2)
+        self.wait_for_beats(server)
+        self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self.wait_for_boot(server, 3)
+
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_source_is_killed_in_a_resize(self):
+        one, two = self.hosts.values()
+        server = self.boot(self.upload_image('qcow2'), host='one')
+
+        one.control.exit_after('nova.virt.libvirt.driver:LibvirtDriver',
+                               'migrate_disk_and_power_off')
+        self.api.post_server_action(server['id'], {'migrate': None})
+        self.wait_until(one.is_dead)
+        self.assertIn('disk@nova-resize', self.vdis(server))
+        self.start_computes(one)
+        # Nova reads a flavor then that it has not noted yet, and fails to
+        # start the guest.
+        self.assertEqual({'disk': units.Gi}, self.vdis(server))
+        self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self.assert_moved(server, one, 2)
+
+        self.act(server, 'migrate', None, 'VERIFY_RESIZE')
+        self.wait_for_boot(server, 3)
+        one.control.exit_after('nova.virt.libvirt.utils',
+                               'delete_sheepdog_vdi')
+        self.api.post_server_action(server['id'], {'revertResize': None})
+        self.wait_until(one.is_dead)
+        self.assertEqual({'disk@nova-resize': units.Gi}, self.vdis(server))
+        self.start_computes(one)
+        self.api.post_server_action(server['id'], {
+            'os-resetState': {'state': 'active'}})
+        self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self.wait_for_boot(server, 3)
+
+        self._delete_server(server)
+        self.assert_nothing_left(server)
