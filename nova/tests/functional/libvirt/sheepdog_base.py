@@ -383,8 +383,8 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         # The first might have been on its way already.
         enough = beats() + 2
         self.wait_until(lambda: beats() >= enough)
-        # A reset would not have emptied the log.
-        self.assertEqual(1, self.console(server).count('guest boot'))
+        # A reset does not empty the log. A resume does, without a boot.
+        self.assertLessEqual(self.console(server).count('guest boot'), 1)
 
     def guest_xml(self, server):
         """Return the XML of the running guest as an lxml tree."""
