@@ -96,7 +96,9 @@ class SheepdogMoveTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         source.kill()
         self.api.put_service(self.service_of(source), {'forced_down': True})
         self.act(server, 'evacuate', {}, 'ACTIVE')
-        self.assertEqual(dest, self.host_of(server))
+        # Nova notes the host last.
+        self._wait_for_server_parameter(
+            server, {'OS-EXT-SRV-ATTR:host': dest.name})
         self.wait_for_boot(server, 2)
         self.start_computes(source)
         self.api.put_service(self.service_of(source), {'forced_down': False})
