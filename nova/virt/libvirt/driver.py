@@ -16,6 +16,7 @@ import os
 from graft.fragment import after
 from graft.fragment import before
 from graft.fragment import substitute
+from oslo_utils import excutils
 from oslo_utils import uuidutils
 
 from nova import block_device
@@ -173,6 +174,30 @@ class LibvirtDriver:
     def _(self, image_format):
         if image_format == 'sheepdog':
             image_format = 'raw'
+
+    substitute('snapshot',
+               'with utils.tempdir(dir=snapshot_directory) as tmpdir:',
+               'as tmpdir:',
+               'as tmpdir, (\n'
+               '                    self._given_up_on_error(root_disk)):')
+
+    @after('', 'def snapshot(self, context, instance, image_id, '
+               'update_task_state):')
+    @contextlib.contextmanager
+    def _given_up_on_error(self, root_disk):
+        """Give up what an image of Sheepdog keeps until it is uploaded.
+
+        The handlers of snapshot() see no error of the copy and the upload,
+        which are in one of them.
+
+        :param root_disk: the imagebackend.Image
+        """
+        try:
+            yield
+        except Exception:
+            with excutils.save_and_reraise_exception():
+                if CONF.libvirt.images_type == 'sheepdog':
+                    root_disk.cleanup_direct_snapshot(None)
 
     @before('snapshot', 'LOG.info("Snapshot image upload complete", '
             'instance=instance)')
