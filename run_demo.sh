@@ -6,6 +6,7 @@ cd "$(dirname "$(readlink -f "$0")")"
 release=34.0.0
 dog=
 sheepdog=
+prepare=(--system)
 what=("$PWD/tools/demo")
 
 usage() {
@@ -45,7 +46,7 @@ wrong() {
 while [ $# -gt 0 ]; do
     case $1 in
         -h|--help) usage; exit 0;;
-        --full) what+=(--full); shift;;
+        --full) what+=(--full) prepare+=(--guest); shift;;
         --release|--sheepdog|--dog)
             [ $# -gt 1 ] || wrong "$1 wants a value"
             printf -v "${1#--}" '%s' "$2"
@@ -71,7 +72,8 @@ fi
 [ "$(id -u)" = 0 ] || wrong "it needs root, to install and to isolate"
 
 echo "Preparing Nova $release with the patch ..."
-venv=$(/usr/bin/python3 tools/environment.py --system "$release" | tail -n 1)
+venv=$(/usr/bin/python3 tools/environment.py "${prepare[@]}" "$release" |
+    tail -n 1)
 echo "Showing a server on ${sheepdog:-a simulated Sheepdog cluster} ..."
 exec /usr/bin/python3 tools/testbed --venv "$venv" --rootwrap-daemon \
     "${bed[@]}" -- \

@@ -30,8 +30,11 @@ import sys
 import tempfile
 import time
 
+import guest
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = ROOT / '.cache'
+GUEST = CACHE / 'guest'
 # The interpreter that an ordinary user, sudo and rootwrap can reach too.
 PYTHON = '/usr/bin/python3'
 POLICY = pathlib.Path('/usr/sbin/policy-rc.d')
@@ -91,12 +94,13 @@ def run(title, command, **kwargs):
     say('  done in %d s' % (time.monotonic() - started))
 
 
-def apt_get(*arguments):
+def apt_get(*arguments, **kwargs):
     environment = dict(os.environ, DEBIAN_FRONTEND='noninteractive',
                        LC_ALL='C.UTF-8')
     run('apt-get ' + ' '.join(arguments),
         ['apt-get', '-qq', '--yes', '-o', 'Dpkg::Use-Pty=0',
-         '-o', 'DPkg::Lock::Timeout=120', *arguments], env=environment)
+         '-o', 'DPkg::Lock::Timeout=120', *arguments], env=environment,
+        **kwargs)
 
 
 def install_packages(packages):
@@ -144,6 +148,36 @@ def system():
         install_packages(missing)
     say('Debian packages: %s' % (
         'installed ' + ' '.join(missing) if missing else 'nothing missing'))
+
+
+def make_guest():
+    """Make the Linux that guests of functional tests run, see guest.py.
+
+    :raises EnvironmentFailure: if it cannot be made
+    """
+    checksum = hashlib.sha256(
+        pathlib.Path(guest.__file__).read_bytes()).hexdigest()
+    complete = GUEST / 'complete'
+    if complete.exists() and complete.read_text() == checksum:
+        return
+
+    def make():
+        shutil.rmtree(GUEST, ignore_errors=True)
+        guest.make(GUEST, apt_get)
+
+    failures = (EnvironmentFailure, OSError, guest.Failure,
+                subprocess.CalledProcessError)
+    try:
+        try:
+            make()
+        except failures:
+            # What apt-get has listed may have been replaced.
+            apt_get('update')
+            make()
+    except failures as failure:
+        raise EnvironmentFailure(
+            'The Linux for guests could not be made: %s' % failure)
+    complete.write_text(checksum)
 
 
 def make_venv(path):
@@ -246,9 +280,13 @@ def main(arguments=None):
         '--system', action='store_true',
         help='first install the Debian packages of bindep.txt that are '
              'missing (needs root)')
+    parser.add_argument(
+        '--guest', action='store_true',
+        help='make the Linux that guests of functional tests run, of '
+             'packages of Debian that are not installed')
     options = parser.parse_args(arguments)
-    if not (options.release or options.system):
-        parser.error('give a release, --system, or both')
+    if not (options.release or options.system or options.guest):
+        parser.error('give a release, --system or --guest, or several')
 
     # So that clean-ups run and the child ends when this is ended.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
@@ -260,6 +298,8 @@ def main(arguments=None):
             fcntl.flock(lock, fcntl.LOCK_EX)
             if options.system:
                 system()
+            if options.guest:
+                make_guest()
             if options.release:
                 print(prepare(options.release, options.pristine))
     except EnvironmentFailure as failure:

@@ -315,6 +315,7 @@ def functional(suite):
     machine does to guests and daemons is no fault of the patch.  It is said,
     and counts as failed if it fails again.
     """
+    prepare(suite.release, '--guest')
     for daemon, selected in (
             (True, r'\.test_sheepdog'),
             # Without it each call of dog starts a Python, which takes a

@@ -46,6 +46,8 @@ def parse(arguments):
                '"hosts PORT" to end them, and '
                '"run NAME COMMAND" in one of them; TESTBED_PORTAL, '
                'ADDRESS:PORT of tgtd; TESTBED_LOGS, a directory; '
+               'TESTBED_GUEST, where the Linux of "tools/environment.py '
+               '--guest" is; '
                'TESTBED_ROOTWRAP_DAEMON, empty where sudo does not allow '
                'it; HOME and TMPDIR of its own; VENV/bin first in its PATH. '
                'libvirtd is qemu:///system, and /etc/nova holds what '

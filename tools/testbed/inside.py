@@ -308,7 +308,8 @@ def supervise(options):
     # The command's user gets Ctrl-C too; this one waits for it to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     private_directories()
-    revealed = [pathlib.Path(__file__).resolve().parents[2], options.venv]
+    repository = pathlib.Path(__file__).resolve().parents[2]
+    revealed = [repository, options.venv]
     if options.dog:
         # What it needs of its own is beside it.
         revealed.append(options.dog.resolve().parent.parent)
@@ -335,7 +336,7 @@ def supervise(options):
     environment.update(
         PATH=path, HOME=str(home), TMPDIR=str(temporary),
         TESTBED_CONTROL=str(CONTROL), TESTBED_PORTAL=portal,
-        TESTBED_LOGS=str(LOGS),
+        TESTBED_LOGS=str(LOGS), TESTBED_GUEST=str(repository / '.cache/guest'),
         TESTBED_ROOTWRAP_DAEMON='1' if options.rootwrap_daemon else '')
     serve(dict(daemons, dog=Program('/usr/local/bin/dog'),
                tgtadm=Program('/usr/sbin/tgtadm')),

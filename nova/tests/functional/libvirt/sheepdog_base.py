@@ -283,11 +283,11 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         """Have Glance hold the image of a raw disk.
 
         :param path: of the disk
-        :param disk_format: 'raw' or 'qcow2'
+        :param disk_format: of the image; a qcow2 is made of the disk
         :param properties: of the image, such as hw_disk_bus
         :returns: its id
         """
-        if disk_format != 'raw':
+        if disk_format == 'qcow2':
             raw, path = path, path + '.' + disk_format
             processutils.execute('qemu-img', 'convert', '-f', 'raw', '-O',
                                  disk_format, raw, path)
@@ -296,22 +296,43 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
                 'name': 'boot-counter',
                 'status': 'active',
                 'disk_format': disk_format,
-                'container_format': 'bare',
+                'container_format': (
+                    disk_format if disk_format in ('aki', 'ari') else 'bare'),
                 'size': os.stat(path).st_size,
                 'min_disk': 0,
                 'min_ram': 0,
                 'properties': properties,
             }, data)['id']
 
-    def make_flavor(self, disk=1, ephemeral=0, swap=0, **extra_specs):
+    def upload_linux(self, **properties):
+        """Have Glance hold an image for the Linux of the test bed.
+
+        :param properties: of the image, such as hw_qemu_guest_agent
+        :returns: its id
+        """
+        parts = self.testbed.guest
+        path = os.path.join(self.useFixture(fixtures.TempDir()).path, 'image')
+        with open(path, 'wb') as image:
+            image.truncate(32 * units.Mi)
+        processutils.execute('mkfs.ext4', '-q', path)
+        return self.upload_file(
+            path, 'raw', os_command_line='console=ttyS0 quiet',
+            kernel_id=self.upload_file(os.path.join(parts, 'kernel'), 'aki'),
+            ramdisk_id=self.upload_file(
+                os.path.join(parts, 'ramdisk'), 'ari'), **properties)
+
+    def make_flavor(self, disk=1, ephemeral=0, swap=0, memory_mb=64,
+                    **extra_specs):
         """Return the id of a new flavor for a small guest.
 
         :param disk: GiB of the root disk; ephemeral alike
         :param swap: in MiB
+        :param memory_mb: in MiB; a Linux wants 128
         :param extra_specs: names with '__' for ':'
         """
         return self._create_flavor(
-            memory_mb=64, vcpu=1, disk=disk, ephemeral=ephemeral, swap=swap,
+            memory_mb=memory_mb, vcpu=1, disk=disk, ephemeral=ephemeral,
+            swap=swap,
             extra_spec={name.replace('__', ':'): value
                         for name, value in extra_specs.items()})
 

@@ -13,6 +13,7 @@
 
 import contextlib
 import os
+import struct
 import threading
 from unittest import mock
 
@@ -135,6 +136,43 @@ class SheepdogSnapshotsTestCase(sheepdog_base.SheepdogTestCase):
         self.wait_until(lambda: not self.vdis(server))
         self.wait_until(lambda: not os.listdir(self.snapshots_directory))
         self.assert_nothing_left(server)
+
+    @staticmethod
+    def _is_in_use(disk):
+        """Tell whether an ext4 file system has to be recovered.
+
+        It has while it is mounted, unless it is frozen.
+
+        :param disk: what is at the start of the disk, as bytes
+        """
+        # s_magic and s_feature_incompat of the superblock, which begins at
+        # 1024, see https://docs.kernel.org/filesystems/ext4/
+        magic, = struct.unpack_from('<H', disk, 1024 + 0x38)
+        features, = struct.unpack_from('<I', disk, 1024 + 0x60)
+        if magic != 0xef53:
+            raise ValueError('This is no ext4')
+        return bool(features & 0x4)
+
+    def test_file_systems_are_frozen(self):
+        """The agent of a Linux does it, for as long as the cluster takes."""
+        self.flags(group='libvirt', snapshot_image_format='raw')
+        flavor = self.make_flavor(memory_mb=128)
+        server = self.boot(self.upload_linux(
+            hw_qemu_guest_agent='yes', os_require_quiesce='yes'), flavor)
+        with self._making_image(server) as image_id:
+            self.wait_for_beats(server)
+            status, disk, _error = self.sheepdog.run(
+                'vdi', 'read', server['id'] + '_disk', '0', '4096')
+            self.assertEqual((0, True), (status, self._is_in_use(disk)))
+        self._wait_until_done(server)
+        self.assertFalse(self._is_in_use(self.glance._imagedata[image_id]))
+        self._assert_only_the_disk(server)
+        other = self._wait_for_state_change(
+            self.post_server(image_id, flavor), 'ACTIVE')
+        self.wait_for_boot(other, 2)
+        for each in server, other:
+            self._delete_server(each)
+            self.assert_nothing_left(each)
 
     def test_file_systems_have_to_be_frozen(self):
         """There is no agent in the guest to do it."""
