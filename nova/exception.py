@@ -29,6 +29,12 @@ class SheepdogVDINotFound(SheepdogError):
 
 
 @after('', 'class ImageUnacceptable(Invalid):')
+class SheepdogTagNotFound(SheepdogVDINotFound):
+    msg_fmt = _("Sheepdog gateway %(gateway)s: '%(command)s' found the VDI "
+                "and not its snapshot: %(reason)s")
+
+
+@after('', 'class ImageUnacceptable(Invalid):')
 class SheepdogVDIExists(SheepdogError):
     msg_fmt = _("Sheepdog gateway %(gateway)s: '%(command)s' found a VDI of "
                 "that name: %(reason)s")

@@ -86,7 +86,10 @@ class Sheepdog(Image):
         self.scratch = self.vdi.partition('_')[0] + '_scratch'
         self._instance = instance
         self._base = None
-        self._is_missing = False
+        # A server that is being built has no disk yet, unless a nova-compute
+        # was killed, which create_image() notices.
+        self._is_missing = (
+            self._get_of_instance('vm_state') == vm_states.BUILDING)
         if self.get_transport() == 'iscsi':
             # tgtd's backing store cannot discard
             self.discard_mode = None
@@ -136,6 +139,10 @@ class Sheepdog(Image):
             self._is_missing = not libvirt_utils.sheepdog_vdi_exists(self.vdi)
         return not self._is_missing
 
+    def _get_of_instance(self, name):
+        return (getattr(self._instance, name)
+                if self._instance and name in self._instance else None)
+
     @staticmethod
     def is_shared_block_storage():
         return True
@@ -143,10 +150,21 @@ class Sheepdog(Image):
     def create_image(
         self, prepare_template, base, size, safe=False, *args, **kwargs):
         self._check_size(size)
-        if self.exists():
-            if size:
-                self.resize_image(size)
-            return
+        try:
+            if not self.exists():
+                self._create_image(prepare_template, base, size, args, kwargs)
+                self._is_missing = False
+                return
+        except exception.SheepdogVDIExists:
+            self._is_missing = False
+        if size:
+            self.resize_image(size)
+
+    def _create_image(self, prepare_template, base, size, args, kwargs):
+        """Do as create_image() does, with a disk that is not there.
+
+        :raises: exception.SheepdogVDIExists if it is
+        """
         name = os.path.basename(base)
         self._base = self._get_base(name, kwargs)
         if self._base is None:
@@ -164,7 +182,6 @@ class Sheepdog(Image):
                 self._base.provide(
                     lambda: self._base.clone(self.vdi, size),
                     lambda vdi: self._fill(vdi, name, fetch))
-        self._is_missing = False
 
     def _get_base(self, name, arguments):
         """Get the base that a disk may be a clone of.
@@ -189,13 +206,10 @@ class Sheepdog(Image):
 
     def _is_for_once(self):
         """Tell whether the image goes when the instance is there again."""
-        def get(name):
-            return (getattr(self._instance, name)
-                    if self._instance and name in self._instance else None)
-
-        return (get('vm_state') == vm_states.SHELVED_OFFLOADED or
-                bool(get('migration_context') and
-                     get('migration_context').is_cross_cell_move()))
+        context = self._get_of_instance('migration_context')
+        return (self._get_of_instance('vm_state') ==
+                vm_states.SHELVED_OFFLOADED or
+                bool(context and context.is_cross_cell_move()))
 
     def flatten(self):
         """Give up what an image leaves that goes with the next step.
@@ -447,9 +461,8 @@ class Sheepdog(Image):
     def _delete_scratch(cls, vdi):
         # The VDI goes last: as long as it is there, _make_scratch() notices
         # what is left.
-        scratch = vdi.partition('_')[0] + '_scratch'
-        libvirt_utils.delete_sheepdog_vdi(scratch, cls.SNAPSHOT_TAG)
-        libvirt_utils.delete_sheepdog_vdi(scratch)
+        libvirt_utils.delete_sheepdog_vdi_and_snapshots(
+            vdi.partition('_')[0] + '_scratch', cls.SNAPSHOT_TAG)
 
     @classmethod
     def _copy_in(cls, path, vdi):
@@ -788,8 +801,46 @@ class Sheepdog(Image):
         :raises: exception.SheepdogError if one is left
         """
         cls._delete_scratch('%s_' % instance.uuid)
-        cls.delete_snapshots(instance, names)
-        cls.delete_working_disks(instance, names)
+        for name in names:
+            cls._delete_disk(instance, name, *cls._get_tags(name))
+
+    @classmethod
+    def _get_tags(cls, name):
+        """Name the snapshots that Nova takes of a disk.
+
+        :param name: name of the disk
+        :returns: list of tags
+        """
+        tags = []
+        if name in ('disk', 'disk.rescue'):
+            # An image is made of it.
+            tags.append(cls.SNAPSHOT_TAG)
+        if not name.endswith('.rescue'):
+            # A server that is in rescue cannot be resized.
+            tags.append(libvirt_utils.RESIZE_SNAPSHOT_NAME)
+        return tags
+
+    @classmethod
+    def _get_resized(cls, instance, names):
+        """Name the VDIs of which a resize keeps a snapshot."""
+        return ['%s_%s' % (instance.uuid, name) for name in names
+                if libvirt_utils.RESIZE_SNAPSHOT_NAME in cls._get_tags(name)]
+
+    @staticmethod
+    def _delete_disk(instance, name, *tags):
+        """Delete a VDI of an instance and snapshots of it.
+
+        :param instance: the nova.objects.instance.Instance
+        :param name: name of the disk
+        :param tags: names of the snapshots
+        :raises: exception.SheepdogError if one is left
+        """
+        vdi = '%s_%s' % (instance.uuid, name)
+        if (libvirt_utils.delete_sheepdog_vdi_and_snapshots(vdi, *tags) and
+                libvirt_utils.sheepdog_vdi_exists(vdi)):
+            raise libvirt_utils.get_sheepdog_error(
+                'dog vdi delete %s' % vdi,
+                _('the VDI is still there; delete the server again'))
 
     @classmethod
     def delete_working_disks(cls, instance, names):
@@ -798,28 +849,20 @@ class Sheepdog(Image):
         The parameters and exceptions are those of delete_disks().
         """
         for name in names:
-            vdi = '%s_%s' % (instance.uuid, name)
-            if (libvirt_utils.delete_sheepdog_vdi(vdi) and
-                    libvirt_utils.sheepdog_vdi_exists(vdi)):
-                raise libvirt_utils.get_sheepdog_error(
-                    'dog vdi delete %s' % vdi,
-                    _('the VDI is still there; delete the server again'))
+            cls._delete_disk(instance, name)
 
     @classmethod
     def delete_snapshots(cls, instance, names):
-        """Delete the snapshots Nova took of VDIs of an instance.
+        """Delete what snapshot_disks() keeps.
 
         The parameters and exceptions are those of delete_disks().
         """
-        for name in names:
-            vdi = '%s_%s' % (instance.uuid, name)
-            if name in ('disk', 'disk.rescue'):
-                libvirt_utils.delete_sheepdog_vdi(vdi, cls.SNAPSHOT_TAG)
+        for vdi in cls._get_resized(instance, names):
             libvirt_utils.delete_sheepdog_vdi(
                 vdi, libvirt_utils.RESIZE_SNAPSHOT_NAME)
 
-    @staticmethod
-    def snapshot_disks(instance, names):
+    @classmethod
+    def snapshot_disks(cls, instance, names):
         """Keep VDIs of an instance as they are before its resize.
 
         :param instance: the nova.objects.instance.Instance, shut down
@@ -827,13 +870,12 @@ class Sheepdog(Image):
             out
         :raises: exception.SheepdogError
         """
-        for name in names:
-            vdi = '%s_%s' % (instance.uuid, name)
+        for vdi in cls._get_resized(instance, names):
             libvirt_utils.snapshot_sheepdog_disk(
                 vdi, libvirt_utils.RESIZE_SNAPSHOT_NAME)
 
-    @staticmethod
-    def roll_back_disks(instance, names):
+    @classmethod
+    def roll_back_disks(cls, instance, names):
         """Have VDIs as they were when snapshot_disks() was called.
 
         It may be called again when it was interrupted. 'dog vdi rollback'
@@ -845,8 +887,7 @@ class Sheepdog(Image):
             are left as they are
         :raises: exception.SheepdogError
         """
-        for name in names:
-            vdi = '%s_%s' % (instance.uuid, name)
+        for vdi in cls._get_resized(instance, names):
             tag = libvirt_utils.RESIZE_SNAPSHOT_NAME
             try:
                 libvirt_utils.clone_sheepdog_vdi(vdi, tag, vdi)

@@ -38,6 +38,7 @@ Nothing here is an attribute of a VDI, as Sheepdog never frees one.
 """
 
 import collections
+from concurrent import futures
 import contextlib
 import hashlib
 import re
@@ -309,12 +310,14 @@ class Base:
         except exception.SheepdogVDINotFound:
             return False
         try:
-            if not self.exists():
+            with futures.ThreadPoolExecutor(1) as meanwhile:
+                exists = meanwhile.submit(self.exists)
+                if size:
+                    self._resize(vdi, size)
+            if not exists.result():
                 # Its snapshot may have been on its way out.
                 libvirt_utils.delete_sheepdog_vdi(vdi)
                 return False
-            if size:
-                self._resize(vdi, size)
         except Exception:
             with excutils.save_and_reraise_exception():
                 libvirt_utils.delete_sheepdog_vdi(vdi)

@@ -133,8 +133,8 @@ def _dog(
     :param arguments: what stands behind the gateway's address
     :param data: what it reads from its standard input
     :returns: its standard output and standard error
-    :raises: exception.SheepdogVDINotFound, exception.SheepdogVDIExists or
-        exception.SheepdogError
+    :raises: exception.SheepdogVDINotFound, exception.SheepdogTagNotFound,
+        exception.SheepdogVDIExists or exception.SheepdogError
     """
     host, port = get_sheepdog_gateway()
     command = ('dog', *subcommand.split(), '-a', host, '-p', port,
@@ -151,12 +151,13 @@ def _dog(
         reason = explain_failed_command(e, 'sheepdog.filters')
     except OSError as e:
         reason = str(e)
-    if reason.endswith(('No VDI found', 'VDI not found',
-                        'Failed to find requested tag')) or (
+    if reason.endswith(('No VDI found', 'VDI not found')) or (
             # It is deleted just now.
             subcommand in ('vdi read', 'vdi write') and
             'No object found' in reason):
         kind = exception.SheepdogVDINotFound
+    elif reason.endswith('Failed to find requested tag'):
+        kind = exception.SheepdogTagNotFound
     elif reason.endswith('VDI exists already'):
         kind = exception.SheepdogVDIExists
     else:
@@ -387,6 +388,29 @@ def delete_sheepdog_vdi(vdi: str, tag: ty.Optional[str] = None) -> bool:
     except exception.SheepdogVDINotFound:
         return False
     return True
+
+
+@after('', 'def load_file(path: str) -> str:')
+def delete_sheepdog_vdi_and_snapshots(vdi: str, *tags: str) -> bool:
+    """Delete a VDI and snapshots of it, of which any may be missing.
+
+    What says that a snapshot is missing says as well whether there is a VDI,
+    which then need not be asked for (seen on Sheepdog 1.0.1).
+
+    :param vdi: name of the VDI
+    :param tags: names of the snapshots
+    :returns: True if the VDI was there
+    :raises: exception.SheepdogError if one could not be deleted
+    """
+    is_missing = False
+    for tag in tags:
+        try:
+            _dog('vdi delete', '-s', tag, vdi)
+        except exception.SheepdogTagNotFound:
+            pass
+        except exception.SheepdogVDINotFound:
+            is_missing = True
+    return not is_missing and delete_sheepdog_vdi(vdi)
 
 
 @after('', 'def load_file(path: str) -> str:')

@@ -176,7 +176,7 @@ class SheepdogBaseTestCase(_BaseTestCase):
         self.assertEqual({}, tgt._get_targets())
         second = self.make_disk()
         self.assertEqual(
-            {'vdi getattr': 2, 'vdi clone': 1, 'vdi resize': 1},
+            {'vdi getattr': 1, 'vdi clone': 1, 'vdi resize': 1},
             self.calls_of(self.boot, second))
         self.assertEqual(1, self.fetched)
         for disk in first, second:
@@ -188,16 +188,29 @@ class SheepdogBaseTestCase(_BaseTestCase):
     def test_disk_of_the_size_of_the_image(self):
         self.boot(size=None)
         self.assertEqual(
-            {'vdi getattr': 2, 'vdi clone': 1},
+            {'vdi getattr': 1, 'vdi clone': 1},
             self.calls_of(self.boot, size=None))
 
     def test_disk_that_is_there_needs_no_image(self):
         disk = self.boot()
         self.image = None
+        disk._instance.vm_state = vm_states.ACTIVE
         again = imagebackend.Sheepdog(disk._instance, 'disk')
         again.cache(self.fetch, 'root', 32 * units.Mi, context=None,
                     image_id=uuidutils.generate_uuid())
         self.assertEqual(1, self.fetched)
+
+    def test_disk_that_a_killed_build_left(self):
+        disk = self.boot()
+        for imported in True, False:
+            if imported:
+                sheepdog_base.Base.of_image(self.image).drop()
+            again = imagebackend.Sheepdog(disk._instance, 'disk')
+            self.assertFalse(again.exists())
+            self.boot(again, size=32 * units.Mi)
+            self.assertTrue(again.exists())
+            self.assertEqual(dict(BASE, disk=1), self.names())
+            self.assert_complete(again)
 
     @ddt.data(0, 1)
     def test_image_larger_than_the_disk(self, boots):

@@ -231,10 +231,23 @@ class SheepdogImageTestCase(_SheepdogTestCase):
                 libvirt_utils.snapshot_sheepdog_vdi(
                     vdi, 'nova-resize' if name == 'disk.swap' else
                     'nova-snapshot')
+        self.sheepdog.reset_stats()
         imagebackend.Sheepdog.delete_disks(
             self.instance, ['disk', 'disk.local', 'disk.swap'])
+        # two for the scratch VDI, three for the disk, one for what is not
+        # there, two for the swap; and a look whether those two are gone
+        self.assertEqual({'vdi delete': 8, 'vdi getattr': 2},
+                         self.sheepdog.stats()['calls'])
         self.assertEqual({'%s_%s' % (other.uuid, name) for name in (
             'disk', 'disk.swap', 'scratch')}, self._names())
+
+    def test_delete_disks_of_which_snapshots_are_left(self):
+        libvirt_utils.create_sheepdog_vdi(self.image.vdi, units.Mi)
+        for tag in 'nova-snapshot', 'nova-resize':
+            libvirt_utils.snapshot_sheepdog_vdi(self.image.vdi, tag)
+        libvirt_utils.delete_sheepdog_vdi(self.image.vdi)
+        imagebackend.Sheepdog.delete_disks(self.instance, ['disk'])
+        self.assertEqual(set(), self._names())
 
     def _write(self, vdi, data):
         self.sheepdog.run('vdi', 'write', vdi, '0', str(len(data)),
