@@ -44,7 +44,7 @@ class LibvirtDriver:
     def _(self):
         if CONF.libvirt.images_type == 'sheepdog':
             imagebackend.Sheepdog.check_host(self._host)
-            imagebackend.Sheepdog.unexport_imports()
+            imagebackend.Sheepdog.clean_up_imports()
             imagebackend.Sheepdog.keep_exports(
                 self._host, sheepdog_migration.is_arriving)
             sheepdog_migration.keep_receiving(self._host)

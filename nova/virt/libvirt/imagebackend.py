@@ -38,7 +38,6 @@ from nova.virt.libvirt.imagebackend import CONF
 from nova.virt.libvirt.imagebackend import disk
 from nova.virt.libvirt.imagebackend import Image
 from nova.virt.libvirt.imagebackend import LOG
-from nova.virt.libvirt import imagecache
 from nova.virt.libvirt import sheepdog_base
 from nova.virt.libvirt.storage import rootwrap
 from nova.virt.libvirt.storage import tgt
@@ -176,12 +175,12 @@ class Sheepdog(Image):
                 prepare_template(target=target, *args, **kwargs)
 
             if self._is_for_once():
-                with self._local_copy(name, fetch) as path:
+                with self._local_copy(self.scratch, fetch) as path:
                     self._import(path, size)
             else:
                 self._base.provide(
                     lambda: self._base.clone(self.vdi, size),
-                    lambda vdi: self._fill(vdi, name, fetch))
+                    lambda vdi: self._fill(vdi, fetch))
 
     def _get_base(self, name, arguments):
         """Get the base that a disk may be a clone of.
@@ -239,46 +238,36 @@ class Sheepdog(Image):
         def fill(vdi):
             nonlocal is_new
             is_new = True
-            return cls._fill(
-                vdi, imagecache.get_cache_fname(image_id),
-                functools.partial(libvirt_utils.fetch_image, context,
-                                  image_id=image_id))
+            return cls._fill(vdi, functools.partial(
+                libvirt_utils.fetch_image, context, image_id=image_id))
 
         base.provide(base.exists, fill)
         return is_new
 
-    @classmethod
+    @staticmethod
     @contextlib.contextmanager
-    def _local_copy(cls, name, fetch):
+    def _local_copy(vdi, fetch):
         """Have the raw data of an image in a local file, as long as needed.
 
-        What a nova-compute leaves that is killed, Nova's image cache takes
-        for an old kind of its own files, and deletes.
-
-        :param name: name that Nova's image cache has for it
+        :param vdi: name of the VDI that it is to be copied into
         :param fetch: function that makes the file, its argument the path
         :returns: path of the file
         """
-        directory = os.path.join(CONF.instances_path,
-                                 CONF.image_cache.subdirectory_name)
-        fileutils.ensure_tree(directory)
-        path = os.path.join(directory, '%s_%s' % (
-            imagecache.get_cache_fname(name),
-            uuidutils.generate_uuid(dashed=False)))
+        path = os.path.join(sheepdog_base.get_directory(), vdi)
         with fileutils.remove_path_on_error(path):
             fetch(target=path)
             yield path
         os.unlink(path)
 
     @classmethod
-    def _fill(cls, vdi, name, fetch):
+    def _fill(cls, vdi, fetch):
         """Make a VDI and copy an image into it.
 
         :param vdi: name of the VDI
-        :param name: as for _local_copy(), and fetch too
+        :param fetch: as for _local_copy()
         :returns: its size in bytes
         """
-        with cls._local_copy(name, fetch) as path:
+        with cls._local_copy(vdi, fetch) as path:
             size = disk.get_disk_size(path)
             cls._check_vdi_size(vdi, size)
             libvirt_utils.create_sheepdog_vdi(vdi, size)
@@ -778,18 +767,18 @@ class Sheepdog(Image):
                         'host: %s', e, instance=instance)
 
     @classmethod
-    def unexport_imports(cls):
+    def clean_up_imports(cls):
         """Remove what the imports of a nova-compute left that was killed.
 
-        A copy that goes on without it is ended by that. It does no harm, so
-        an error is no reason not to start.
+        It does no harm, so an error is no reason not to start.
         """
-        if cls.get_transport() != 'iscsi':
-            return
-        try:
-            tgt.unexport(libvirt_utils.SHEEPDOG_IQN, part='.import.')
-        except exception.TgtError as e:
-            LOG.warning('Left targets of imports: %s', e)
+        if cls.get_transport() == 'iscsi':
+            # A copy that goes on without it is ended by that.
+            try:
+                tgt.unexport(libvirt_utils.SHEEPDOG_IQN, part='.import.')
+            except exception.TgtError as e:
+                LOG.warning('Left targets of imports: %s', e)
+        sheepdog_base.delete_half_made()
 
     @classmethod
     def delete_disks(cls, instance, names):

@@ -41,6 +41,7 @@ import collections
 from concurrent import futures
 import contextlib
 import hashlib
+import os
 import re
 import threading
 import time
@@ -50,6 +51,7 @@ import uuid
 from oslo_log import log as logging
 from oslo_serialization import jsonutils
 from oslo_utils import excutils
+from oslo_utils import fileutils
 from oslo_utils import units
 from oslo_utils import uuidutils
 
@@ -77,6 +79,7 @@ USE_INTERVAL = 3600
 _SMALL = 4 * units.Mi
 _NAME = re.compile(r'([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})_'
                    r'(base|record|import|lease)\.([0-9a-f]+)')
+_NOTE = re.compile(r'([0-9a-f-]{36})_lease\.([0-9]+)\.([0-9a-f]{32})')
 _NAMESPACE = uuid.UUID('0b2f5b56-6a62-4d4e-9f0e-27c1f7a0e1d5')
 _AGEING = str(uuid.uuid5(_NAMESPACE, 'ageing'))
 
@@ -93,6 +96,18 @@ def get_lease_time():
     return 2 * CONF.libvirt.images_sheepdog_timeout + 30
 
 
+def get_directory():
+    """Make the directory of what imports of this host need while they last.
+
+    What is there when nova-compute starts is of one that was killed.
+
+    :returns: its path; other hosts that share instances_path have others
+    """
+    directory = os.path.join(CONF.instances_path, '_sheepdog', CONF.host)
+    fileutils.ensure_tree(directory)
+    return directory
+
+
 def _delete(vdi):
     """Delete a VDI that holds data, and then its snapshot."""
     libvirt_utils.delete_sheepdog_vdi(vdi)
@@ -105,10 +120,8 @@ class _Lease:
     :ivar token: name for what is made meanwhile
     """
 
-    def __init__(self, key, generation):
-        """:param key: id that the names of the VDIs of the image begin with
-        :param generation: how many had it before and died with it
-        """
+    def __init__(self, key, generation, digest):
+        """The parameters are those of take()."""
         self.token = uuidutils.generate_uuid(dashed=False)
         self.is_lost = False
         self._key = key
@@ -118,29 +131,40 @@ class _Lease:
         self._count = 0
         self._renewed = time.monotonic()
         self._ended = threading.Event()
+        # Tells the next nova-compute of this host what this one left.
+        self._note = os.path.join(
+            get_directory(), '%s.%s' % (self._vdi, self.token))
+        with open(self._note, 'w') as note:
+            note.write(digest)
 
     @staticmethod
     def get_name(key, generation):
         return '%s_lease.%d' % (key, generation)
 
     @classmethod
-    def take(cls, key, generation=0):
+    def take(cls, key, generation=0, digest=''):
         """Take the lease if nobody has this generation of it.
 
+        :param key: id that the names of the VDIs of the image begin with
+        :param generation: how many had it before and died with it
+        :param digest: that of the Base which is to be made or deleted
         :returns: the lease, to be entered, or None
         """
+        lease = cls(key, generation, digest)
         try:
-            libvirt_utils.create_sheepdog_vdi(
-                cls.get_name(key, generation), _SMALL)
-        except exception.SheepdogVDIExists:
-            return None
-        return cls(key, generation)
+            libvirt_utils.create_sheepdog_vdi(lease._vdi, _SMALL)
+        except Exception as e:
+            os.unlink(lease._note)
+            if isinstance(e, exception.SheepdogVDIExists):
+                return None
+            raise
+        return lease
 
     @classmethod
-    def wait(cls, key, is_needless):
+    def wait(cls, key, is_needless, digest=''):
         """Wait until nobody who is alive has the lease, and take it.
 
-        :param key: as above
+        :param key: as for take(), and digest too
         :param is_needless: function called again and again; the waiting ends
             when it returns True
         :returns: the lease, to be entered; None if it is needless
@@ -148,7 +172,7 @@ class _Lease:
         generation = 0
         seen = since = None
         while not is_needless():
-            lease = cls.take(key, generation)
+            lease = cls.take(key, generation, digest)
             if lease:
                 return lease
             vdi = cls.get_name(key, generation)
@@ -226,6 +250,7 @@ class _Lease:
             for generation in range(self._generation, -1, -1):
                 libvirt_utils.delete_sheepdog_vdi(
                     self.get_name(self._key, generation))
+            os.unlink(self._note)
         except exception.SheepdogError as e:
             LOG.warning('Left %(vdi)s for an image cache pass: %(error)s',
                         {'vdi': self._vdi, 'error': e})
@@ -242,6 +267,7 @@ class Base:
         :param digest: what tells it from others of that id
         """
         self.key = key
+        self.digest = digest
         self.vdi = '%s_base.%s' % (key, digest)
         self._record = '%s_record.%s' % (key, digest)
 
@@ -381,7 +407,7 @@ class Base:
         @utils.synchronized('sheepdog-base-' + self.key)
         def provide():
             for attempt in range(ATTEMPTS, 0, -1):
-                lease = _Lease.wait(self.key, use)
+                lease = _Lease.wait(self.key, use, self.digest)
                 if lease is None:
                     return
                 with lease:
@@ -433,7 +459,7 @@ class Base:
         :param is_intact: as for _make()
         :raises: exception.SheepdogError
         """
-        lease = _Lease.take(self.key)
+        lease = _Lease.take(self.key, digest=self.digest)
         if lease:
             with lease:
                 self._make(lease, vdi, tag, size, is_intact)
@@ -480,7 +506,7 @@ class Base:
 
         :raises: exception.SheepdogError
         """
-        lease = _Lease.take(self.key)
+        lease = _Lease.take(self.key, digest=self.digest)
         if lease:
             with lease:
                 self._remove(lease)
@@ -606,6 +632,56 @@ class _Ageing:
 
 
 _ageing = _Ageing()
+
+
+def _delete_half_made(path, key, generation, token):
+    """Delete what the dead holder of a lease left.
+
+    :param path: of his note; the other parameters are what its name tells
+    """
+    vdi = '%s_import.%s' % (key, token)
+    try:
+        _delete(vdi)
+        try:
+            record = libvirt_utils.read_sheepdog_record(
+                _Lease.get_name(key, int(generation)))
+        except exception.SheepdogVDINotFound:
+            record = None
+        if record == '' or record and record.startswith(token):
+            with open(path) as note:
+                digest = note.read()
+            # Calls of dog may have outlived him.
+            with _Lease.wait(key, lambda: False, digest) as lease:
+                _delete(vdi)
+                if digest and record:
+                    Base(key, digest)._remove(lease)
+        os.unlink(path)
+    except exception.SheepdogError as e:
+        LOG.warning('Left what was half made of image %(key)s for an image '
+                    'cache pass: %(error)s', {'key': key, 'error': e})
+
+
+def delete_half_made():
+    """Delete what a nova-compute of this host left that was killed.
+
+    Files and VDIs with data go now, in a thread; leases when it is sure that
+    nothing which he had begun goes on, see get_lease_time().
+
+    :returns: list of the threads
+    """
+    directory = get_directory()
+    threads = []
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        match = _NOTE.fullmatch(name)
+        if match:
+            threads.append(threading.Thread(
+                target=_delete_half_made, args=(path, *match.groups()),
+                daemon=True))
+            threads[-1].start()
+        else:
+            os.unlink(path)
+    return threads
 
 
 def delete_unused():

@@ -42,6 +42,7 @@ from nova.tests.functional import integrated_helpers
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import imagebackend
+from nova.virt.libvirt import sheepdog_base as image_bases
 from nova.virt.libvirt import sheepdog_migration
 from nova.virt.libvirt import utils as libvirt_utils
 
@@ -165,7 +166,8 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
             raise ComputeKilled()
 
         self.addCleanup(never.set)
-        with mock.patch.object(owner, name, run_and_die):
+        with mock.patch.object(owner, name, run_and_die), mock.patch.object(
+                image_bases._Lease, '_keep', lambda lease: None):
             result = act()
             self.wait_until(killed.is_set)
         # Another process has locks of its own.
@@ -439,6 +441,14 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         names = {line.split()[1] for line in out.decode().splitlines()}
         return {name for name in names
                 if re.search('_(base|import|record)[.]', name)}
+
+    def half_made(self):
+        """Return what is there of imports that have not ended, but for
+        leases, which go last.
+        """
+        return {name for name in self.bases() if '_import.' in name}.union(
+            name for name in os.listdir(image_bases.get_directory())
+            if '_lease.' not in name)
 
     def targets(self, server):
         """Return the iSCSI targets of a server."""

@@ -74,8 +74,10 @@ class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
     @ddt.data(*STEPS)
     def test_compute_is_killed_after(self, name):
         owner = self.STEPS[name]
-        self._delete_in_the_end(self.kill_compute_within(
-            owner, name, getattr(owner, name), self._post_server))
+        server = self.kill_compute_within(
+            owner, name, getattr(owner, name), self._post_server)
+        self.wait_until(lambda: not self.half_made())
+        self._delete_in_the_end(server)
 
     def test_copy_outlives_compute(self):
         """qemu-img goes on when the nova-compute that started it is dead."""

@@ -336,9 +336,7 @@ class SheepdogBaseTestCase(_BaseTestCase):
             sheepdog_base.delete_unused()
             self.fast += sheepdog_base.get_lease_time()
 
-    @ddt.data(*STEPS)
-    @ddt.unpack
-    def test_importer_is_killed(self, owner, name):
+    def _kill_importer_in(self, owner, name):
         self.step = 40
         stopped, go_on = self.stop_in(owner, name)
         go_on.kill = True
@@ -346,6 +344,11 @@ class SheepdogBaseTestCase(_BaseTestCase):
                                None):
             self.start_host(self.boot)
             self.wait_until(stopped.is_set)
+
+    @ddt.data(*STEPS)
+    @ddt.unpack
+    def test_importer_is_killed(self, owner, name):
+        self._kill_importer_in(owner, name)
         disk = self.boot()
         self.assert_complete(disk)
         self.assertLessEqual(self.fetched, 2)
@@ -353,6 +356,24 @@ class SheepdogBaseTestCase(_BaseTestCase):
         names = self.names()
         self.assertLessEqual(names.pop('disk'), 2)
         self.assertEqual(dict(BASE, lease=1), names)
+
+    @ddt.data(*STEPS)
+    @ddt.unpack
+    def test_importer_is_killed_and_started_again(self, owner, name):
+        self._kill_importer_in(owner, name)
+        self.assertNotEqual([], self.local_files())
+        for thread in sheepdog_base.delete_half_made():
+            thread.join(60)
+        self.assertEqual({}, self.names())
+        self.assertEqual([], self.local_files())
+
+    def test_importer_is_started_again_when_others_have_taken_over(self):
+        self._kill_importer_in(libvirt_utils, 'copy_with_qemu_img')
+        self.boot()
+        for thread in sheepdog_base.delete_half_made():
+            thread.join(60)
+        self.assertEqual(dict(BASE, disk=1), self.names())
+        self.assertEqual([], self.local_files())
 
     def test_hosts_at_once_import_once(self):
         disks = [self.make_disk() for _host in range(8)]
