@@ -14,8 +14,10 @@
 import os
 import signal
 
+from nova.image import glance
 from nova.tests.functional.libvirt import sheepdog_base
 from nova.virt.libvirt import guest as libvirt_guest
+from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import utils as libvirt_utils
 
 
@@ -24,7 +26,8 @@ class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
     def setUp(self):
         super().setUp()
         self.flags(allow_resize_to_same_host=True,
-                   resume_guests_state_on_host_boot=True)
+                   resume_guests_state_on_host_boot=True,
+                   shelved_offload_time=0)
 
     def _kill_guest(self, server):
         """Kill a guest's QEMU, as the end of its host would."""
@@ -57,18 +60,45 @@ class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
             self._delete_server(server)
             self.assert_nothing_left(server)
 
+    def _reset_state(self, server, state='active'):
+        self.api.post_server_action(
+            server['id'], {'os-resetState': {'state': state}})
+
     def _recover(self, server, boots):
         """Do what an administrator does, and see that the data is there."""
-        self.api.post_server_action(
-            server['id'], {'os-resetState': {'state': 'active'}})
+        self._reset_state(server)
         self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
         self.wait_for_boot(server, boots)
 
-    def _kill_compute_within(self, owner, name, server, action, arguments):
+    def _kill_compute_within(self, owner, name, server, action, arguments,
+                             replacement=None):
         self.kill_compute_within(
-            owner, name, getattr(owner, name),
+            owner, name, replacement or getattr(owner, name),
             lambda: self.api.post_server_action(
                 server['id'], {action: arguments}))
+
+    def _wait_until_in_error(self, server):
+        """Wait until nova-compute gives up what it finds half done.
+
+        :returns: dict of the server
+        """
+        # It notes no fault.
+        self.wait_until(lambda: self.api.get_server(server['id'])[
+            'status'] == 'ERROR')
+        return self.api.get_server(server['id'])
+
+    def _assert_no_disk_to_boot(self, server):
+        """See that a hard reboot fails, and tells why."""
+        self.api.post_server_action(server['id'], {'reboot': {
+            'type': 'HARD'}})
+        self.wait_until(lambda: self.api.get_server(server['id'])[
+            'OS-EXT-STS:task_state'] is None)
+        server = self._wait_for_state_change(server, 'ERROR')
+        self.assertIn('no such VDI', server['fault']['message'])
+
+    def _rebuild(self, server, image_id, boots):
+        self.act(server, 'rebuild', {'imageRef': image_id}, 'ACTIVE')
+        self.wait_for_boot(server, boots)
 
     def test_nova_compute_dies_within_an_action(self):
         server = self.boot(self.upload_image())
@@ -113,5 +143,79 @@ class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
             None)
         self.wait_for_boot(server, 4)
         self._recover(server, 5)
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    @staticmethod
+    def _do_nothing(*args, **kwargs):
+        """Have nova-compute die before a function instead of after it."""
+
+    def test_nova_compute_dies_within_a_rebuild(self):
+        image_id = self.upload_image()
+        server = self.boot(image_id, self.make_flavor(ephemeral=1),
+                           config_drive=True)
+        vdis = self.vdis(server)
+        rebuild = server, 'rebuild', {'imageRef': image_id}
+        self._kill_compute_within(
+            imagebackend.Sheepdog, 'delete_disks', *rebuild)
+        server = self._wait_until_in_error(server)
+        self.assertEqual({}, self.vdis(server))
+        self._assert_no_disk_to_boot(server)
+
+        # The last disk is the config drive.
+        self._kill_compute_within(
+            libvirt_utils, 'copy_with_qemu_img', *rebuild)
+        self.assertEqual({'disk', 'disk.eph0', 'scratch'},
+                         set(self.vdis(server)))
+        self._reset_state(server, 'error')
+        self._rebuild(server, image_id, 1)
+        self.assertEqual(vdis, self.vdis(server))
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def _shelved_image(self):
+        """Return the id of the image that was last made by a shelve."""
+        return [image['id'] for image in self.glance.images.values()
+                if image['name'].endswith('-shelved')][-1]
+
+    def test_nova_compute_dies_within_a_shelve_and_an_unshelve(self):
+        server = self.boot(self.upload_image())
+        shelve = server, 'shelve', None
+        self._kill_compute_within(
+            libvirt_utils, 'copy_with_qemu_img', *shelve)
+        self.wait_for_boot(server, 2)
+        self._reset_state(server)
+        # This is the upload.
+        self._kill_compute_within(
+            glance.API, 'update', *shelve, replacement=self._do_nothing)
+        self.wait_for_boot(server, 3)
+        self._reset_state(server)
+        # This comes when the image is there, and all that has the data.
+        self._kill_compute_within(
+            imagebackend.Sheepdog, 'delete_disks', *shelve)
+        self.assertEqual({}, self.vdis(server))
+        self._reset_state(server, 'error')
+        self._assert_no_disk_to_boot(server)
+        self._rebuild(server, self._shelved_image(), 4)
+
+        self.act(server, 'shelve', None, 'SHELVED_OFFLOADED')
+        image_id = self._shelved_image()
+        self._kill_compute_within(
+            libvirt_utils, 'clone_sheepdog_vdi', server, 'unshelve', None,
+            replacement=self._do_nothing)
+        server = self._wait_until_in_error(server)
+        self.assertEqual({}, self.vdis(server))
+        self._rebuild(server, image_id, 5)
+        self.act(server, 'shelve', None, 'SHELVED_OFFLOADED')
+        self._kill_compute_within(
+            libvirt_guest.Guest, 'launch', server, 'unshelve', None,
+            replacement=self._do_nothing)
+        server = self._wait_until_in_error(server)
+        self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self.wait_for_boot(server, 6)
+
+        self._kill_compute_within(
+            libvirt_utils, 'copy_with_qemu_img', *shelve)
+        self.assertEqual({'disk', 'scratch'}, set(self.vdis(server)))
         self._delete_server(server)
         self.assert_nothing_left(server)
