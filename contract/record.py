@@ -305,6 +305,36 @@ def _base_images():
     yield _vdi('it is empty', 'read', 'record', '0', '512')
 
 
+def _missing_snapshots():
+    yield _vdi('create', 'create', 'some', '8M')
+    yield _vdi('delete a snapshot it does not have', 'delete', '-s',
+               'nova-resize', 'some')
+    yield _vdi('snapshot', 'snapshot', '-s', 'nova-snapshot', 'some')
+    yield _vdi('delete the working VDI', 'delete', 'some')
+    yield _vdi('delete a snapshot it never had', 'delete', '-s',
+               'nova-resize', 'some')
+    yield _vdi('delete the snapshot that it has', 'delete', '-s',
+               'nova-snapshot', 'some')
+    yield _vdi('delete a snapshot of what is gone', 'delete', '-s',
+               'nova-snapshot', 'some')
+
+
+def _object_sizes():
+    yield _vdi('create, objects of 4 MiB', 'create', '-z', '22', 'four',
+               '40M')
+    yield _vdi('create, objects of 8 MiB', 'create', '-z', '23', 'eight',
+               '40M')
+    for name in 'four', 'eight':
+        yield _vdi('write', 'write', name, '17M', '1', letter='A', size=1)
+        yield _vdi('object map', 'object', 'map', name)
+        yield _vdi('snapshot', 'snapshot', '-s', 'tag', name)
+        yield _vdi('clone', 'clone', '-s', 'tag', name, name + '-clone')
+        yield _vdi('list the clone', 'list', '-r', name + '-clone')
+    yield _vdi('resize beyond 4 TiB', 'resize', 'four', '5T')
+    yield _vdi('resize beyond 4 TiB, objects of 8 MiB', 'resize', 'eight',
+               '5T')
+
+
 def _cluster():
     yield _case('cluster info', 'cluster', 'info', '-v')
     yield _case('cluster format of a cluster with VDIs, answering nothing',
@@ -342,7 +372,8 @@ def _cluster():
 def cases():
     """:returns: the calls to record, in order, without what they give"""
     return [case for part in (_object_maps, _writes, _snapshots, _names,
-                              _attributes, _base_images, _cluster)
+                              _attributes, _base_images,
+                              _missing_snapshots, _object_sizes, _cluster)
             for case in part()]
 
 

@@ -333,7 +333,7 @@ class Sheepdog(Image):
             finally:
                 libvirt_utils.delete_sheepdog_vdi(self.vdi,
                                                   self.SNAPSHOT_TAG)
-            self._copy(self.scratch, target, out_format, self.MAX_SIZE)
+            self._copy_out(self.scratch, target, out_format)
             if image_id and self._may_be_base(image_id, target, out_format):
                 self._snapshots[self.vdi] = (
                     image_id, disk.get_disk_size(target), scratch.pop_all())
@@ -455,38 +455,76 @@ class Sheepdog(Image):
 
     @classmethod
     def _copy_in(cls, path, vdi):
-        """Copy a local raw file to a VDI that is new."""
-        cls._copy(vdi, path, 'raw', os.stat(path).st_blocks * 512,
-                  into_vdi=True)
+        """Copy a local raw file to a VDI that is new.
+
+        :param path: path of the file
+        :param vdi: name of the VDI
+        """
+        size = os.stat(path).st_blocks * 512
+        progress = libvirt_utils.SheepdogProgress(
+            'Import into VDI %s' % vdi, size)
+        with cls._reachable(vdi) as target:
+            libvirt_utils.copy_with_qemu_img(
+                cls._get_options({'driver': 'raw', 'file.filename': path}),
+                target, size,
+                progress.begin(size))
 
     @classmethod
-    def _copy(cls, vdi, path, path_format, size, into_vdi=False):
-        """Copy a VDI that no guest uses to a local file or from it.
+    def _copy_out(cls, vdi, path, path_format):
+        """Copy what a VDI has allocated to a file.
 
-        :param vdi: name of the VDI
+        Only that is read, as tgtd would send the zeros of the rest.
+
+        :param vdi: name of the VDI, which no guest uses
         :param path: path of the file
-        :param path_format: 'raw', or another format for a file to be written
-        :param size: bytes of data at most, for the time limit
-        :param into_vdi: whether to copy from the file to the VDI
+        :param path_format: its format
+        """
+        with cls._reachable(vdi) as source:
+            size = libvirt_utils.get_size_by_qemu_img(source)
+            pieces = libvirt_utils.get_sheepdog_pieces(vdi, size)
+            progress = libvirt_utils.SheepdogProgress(
+                'Copy of VDI %s' % vdi, sum(length for _start, length in
+                                            pieces))
+            libvirt_utils.create_with_qemu_img(path, path_format, size)
+            for start, length in pieces:
+                part = ',offset=%d,size=%d' % (start, length)
+                libvirt_utils.copy_with_qemu_img(
+                    source + part, cls._get_options({
+                        'driver': 'raw', 'file.driver': path_format,
+                        'file.file.filename': path}) + part, length,
+                    progress.begin(length))
+
+    @staticmethod
+    def _get_options(options):
+        # A comma would end one.
+        return ','.join('%s=%s' % (name, value.replace(',', ',,'))
+                        for name, value in options.items())
+
+    @classmethod
+    @contextlib.contextmanager
+    def _reachable(cls, vdi):
+        """Have a VDI within reach of qemu-img.
+
+        :param vdi: name of the VDI, which no guest uses
+        :returns: the VDI, as qemu-img's --image-opts has it
         """
         if cls.get_transport() == 'native':
-            url = 'sheepdog://%s:%s/%s' % (
-                *libvirt_utils.get_sheepdog_gateway(), vdi)
+            host, port = libvirt_utils.get_sheepdog_gateway()
+            options = {'driver': 'sheepdog', 'server.type': 'inet',
+                       'server.host': host, 'server.port': port, 'vdi': vdi}
             exported = contextlib.nullcontext()
         else:
             # A name of its own: a copy that outlived its nova-compute must
             # not find the target of the next one.
             iqn = '%s.%s' % (libvirt_utils.get_sheepdog_iqn(vdi),
                              uuidutils.generate_uuid(dashed=False))
-            url = 'iscsi://%s/%s/%s' % (
-                CONF.libvirt.images_sheepdog_portal, iqn, tgt.LUN)
+            options = {'driver': 'iscsi', 'transport': 'tcp',
+                       'portal': CONF.libvirt.images_sheepdog_portal,
+                       'target': iqn, 'lun': tgt.LUN}
             exported = tgt.exported(iqn, vdi)
         with exported:
-            if into_vdi:
-                libvirt_utils.copy_with_qemu_img(path, url, 'raw', size,
-                                                 into_new_vdi=True)
-            else:
-                libvirt_utils.copy_with_qemu_img(url, path, path_format, size)
+            yield cls._get_options({'driver': 'raw', **{
+                'file.' + name: value for name, value in options.items()}})
 
     def get_model(self, connection):
         raise exception.Invalid(

@@ -10,11 +10,16 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import os
+import re
+import subprocess
+import time
 import typing as ty
 
 from graft.fragment import after
 from graft.fragment import before
 from oslo_concurrency import processutils
+from oslo_serialization import jsonutils
 from oslo_utils import units
 
 from nova import exception
@@ -22,10 +27,15 @@ from nova.i18n import _
 from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt.storage import rootwrap
 from nova.virt.libvirt.utils import CONF
+from nova.virt.libvirt.utils import LOG
 from nova.virt.libvirt.utils import ROOT_PATH
+from nova.virt.libvirt.utils import SHEEPDOG_GAP
 from nova.virt.libvirt.utils import SHEEPDOG_IQN
+from nova.virt.libvirt.utils import SHEEPDOG_PIECES
+from nova.virt.libvirt.utils import SHEEPDOG_PROGRESS
 from nova.virt.libvirt.utils import SHEEPDOG_RECORD
 from nova.virt.libvirt.utils import SHEEPDOG_ROOM
+from nova.virt.libvirt.utils import SHEEPDOG_SHIFT
 
 
 @after('', "RESIZE_SNAPSHOT_NAME = 'nova-resize'")
@@ -42,6 +52,18 @@ def _():
 
     # Bytes that read_sheepdog_record() reads, as dog takes it
     SHEEPDOG_RECORD = '512'
+
+    # Objects of a VDI have 2^22 bytes, whatever the cluster's default is.
+    SHEEPDOG_SHIFT = 22
+
+    # Bytes of zeros that are read rather than left out, which takes one more
+    # qemu-img; and how many of these there are at most for one VDI
+    SHEEPDOG_GAP = 64 * units.Mi
+    SHEEPDOG_PIECES = 64
+
+    # Seconds between two lines of the log that tell how far a copy is
+    SHEEPDOG_PROGRESS = 5
+
 
 @after('', 'def load_file(path: str) -> str:')
 def run_with_time_limit(
@@ -60,12 +82,20 @@ def run_with_time_limit(
     :returns: its standard output and standard error
     :raises: processutils.ProcessExecutionError if its exit status is not 0
     """
-    limited = ['timeout', '--kill-after=5', str(timeout), *command]
     if run_as_root:
-        return rootwrap.execute('env', 'LC_ALL=C', 'PATH=' + ROOT_PATH,
-                                *limited, title=' '.join(command), data=data)
-    return processutils.execute('env', 'LC_ALL=C', *limited,
+        return rootwrap.execute(
+            *_limit(command, timeout, 'PATH=' + ROOT_PATH),
+            title=' '.join(command), data=data)
+    return processutils.execute(*_limit(command, timeout),
                                 process_input=data)
+
+
+@after('', 'def load_file(path: str) -> str:')
+def _limit(
+    command: ty.Tuple[str, ...], timeout: int, *environment: str,
+) -> ty.List[str]:
+    return ['env', 'LC_ALL=C', *environment, 'timeout', '--kill-after=5',
+            str(timeout), *command]
 
 
 @after('', 'def load_file(path: str) -> str:')
@@ -288,7 +318,7 @@ def create_sheepdog_vdi(vdi: str, size: int) -> None:
     :param size: its size in bytes, 4 TiB at most
     :raises: exception.SheepdogVDIExists or exception.SheepdogError
     """
-    _dog('vdi create', vdi, str(size))
+    _dog('vdi create', '-z', str(SHEEPDOG_SHIFT), vdi, str(size))
 
 
 @after('', 'def load_file(path: str) -> str:')
@@ -414,32 +444,166 @@ def delete_sheepdog_vdi_and_snapshots(vdi: str, *tags: str) -> bool:
 
 
 @after('', 'def load_file(path: str) -> str:')
+def get_sheepdog_pieces(
+    vdi: str, size: int,
+) -> ty.List[ty.Tuple[int, int]]:
+    """Tell which parts of a VDI have data; the rest reads as zeros.
+
+    Small gaps count as data.
+
+    :param vdi: name of the VDI
+    :param size: its size in bytes
+    :returns: offset and length of each in bytes, in their order
+    :raises: exception.SheepdogError
+    """
+    # Index       VID
+    # 00000009   6d2d91
+    indexes = [int(line.split()[0]) for line in
+               _dog('vdi object map', vdi)[0].splitlines()[1:]]
+    gaps = sorted(
+        ((after - before - 1, after) for before, after in
+         zip(indexes, indexes[1:])
+         if (after - before - 1) << SHEEPDOG_SHIFT >= SHEEPDOG_GAP),
+        reverse=True)[:SHEEPDOG_PIECES - 1]
+    # Each begins where a gap ends.
+    starts = sorted(indexes[:1] + [after for _gap, after in gaps])
+    ends = sorted([after - gap for gap, after in gaps]) + [
+        index + 1 for index in indexes[-1:]]
+    return [(start << SHEEPDOG_SHIFT,
+             min(end << SHEEPDOG_SHIFT, size) - (start << SHEEPDOG_SHIFT))
+            for start, end in zip(starts, ends)]
+
+
+@after('', 'def load_file(path: str) -> str:')
+class SheepdogProgress:
+    """Tells the log every few seconds how far a copy is."""
+
+    def __init__(self, title: str, total: int) -> None:
+        """:param title: what is being done
+        :param total: how many bytes have to be copied
+        """
+        self._title = title
+        self._total = total
+        self._done = self._length = 0
+        self._start = self._last = time.monotonic()
+
+    def begin(self, length: int) -> ty.Callable[[float], None]:
+        """Begin with the next part, which may be the only one.
+
+        :param length: how many bytes it has
+        :returns: function that is to be told which fraction of it is copied
+        """
+        self._done += self._length
+        self._length = length
+        return self._show
+
+    def _show(self, fraction: float) -> None:
+        now = time.monotonic()
+        done = self._done + int(self._length * fraction)
+        if now - self._last < SHEEPDOG_PROGRESS or not done:
+            return
+        self._last = now
+        rate = done / (now - self._start)
+        LOG.info('%(title)s: %(done)d of %(total)d MiB, %(rate).1f MiB/s, '
+                 '%(left)d s left',
+                 {'title': self._title, 'done': done // units.Mi,
+                  'total': self._total // units.Mi, 'rate': rate / units.Mi,
+                  'left': (self._total - done) / rate})
+
+
+@after('', 'def load_file(path: str) -> str:')
+def _run_qemu_img(
+    *arguments: str, timeout: int,
+    show: ty.Optional[ty.Callable[[float], None]] = None,
+) -> str:
+    """Run qemu-img, which is no business of root.
+
+    :param arguments: its arguments
+    :param timeout: seconds
+    :param show: function that is told, as it goes on, which fraction is done;
+        there has to be -p among the arguments
+    :returns: its output, without what tells that
+    :raises: exception.SheepdogError
+    """
+    command = _limit(('qemu-img', *arguments), timeout)
+    said = []
+    try:
+        # Not by processutils, which returns nothing before the end.
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT) as process:
+            try:
+                line = b''
+                for character in iter(lambda: process.stdout.read(1), b''):
+                    line += character
+                    if character not in b'\r\n':
+                        continue
+                    #     (12.34/100%)
+                    fraction = re.match(rb' *\(([0-9.]+)/100%\)', line)
+                    if not fraction:
+                        said.append(os.fsdecode(line))
+                    elif show:
+                        show(float(fraction.group(1)) / 100)
+                    line = b''
+                said.append(os.fsdecode(line))
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode:
+            raise processutils.ProcessExecutionError(
+                stderr=''.join(said), exit_code=process.returncode)
+    except (processutils.ProcessExecutionError, OSError) as e:
+        raise get_sheepdog_error(
+            'qemu-img ' + ' '.join(arguments),
+            explain_failed_command(e, '') if
+            isinstance(e, processutils.ProcessExecutionError) else str(e))
+    return ''.join(said)
+
+
+@after('', 'def load_file(path: str) -> str:')
 def copy_with_qemu_img(
-    source: str, target: str, target_format: str, size: int,
-    into_new_vdi: bool = False,
+    source: str, target: str, size: int,
+    show: ty.Optional[ty.Callable[[float], None]] = None,
 ) -> None:
     """Copy the data of a raw disk, and leave out what is zero.
 
-    :param source: path or URL of the raw disk
-    :param target: path or URL to copy to
-    :param target_format: 'raw' or another format of qemu-img
+    :param source: the disk, as qemu-img's --image-opts has it
+    :param target: where to copy it; it is there and reads as zeros
     :param size: bytes of data there are at most, for the time limit
-    :param into_new_vdi: whether the target exists and reads as zeros
+    :param show: function that is told, as it goes on, which fraction is done
     :raises: exception.SheepdogError
     """
-    options = ['-W', '-m', '8', '-t', 'writeback']
-    if into_new_vdi:
-        options += ['-n', '--target-is-zero']
-    try:
-        run_with_time_limit(
-            'qemu-img', 'convert', *options, '-f', 'raw',
-            '-O', target_format, source, target,
-            timeout=CONF.libvirt.images_sheepdog_timeout + size // 2**20)
-    except (processutils.ProcessExecutionError, OSError) as e:
-        raise get_sheepdog_error(
-            'qemu-img convert %s %s' % (source, target),
-            explain_failed_command(e, '') if
-            isinstance(e, processutils.ProcessExecutionError) else str(e))
+    _run_qemu_img(
+        'convert', '-p', '-n', '--target-is-zero', '-W', '-m', '8', '-t',
+        'writeback', '--image-opts', '--target-image-opts', source, target,
+        timeout=CONF.libvirt.images_sheepdog_timeout + size // units.Mi,
+        show=show)
+
+
+@after('', 'def load_file(path: str) -> str:')
+def create_with_qemu_img(path: str, image_format: str, size: int) -> None:
+    """Make a file that reads as zeros.
+
+    :param path: path of the file
+    :param image_format: 'raw' or another format of qemu-img
+    :param size: bytes that it appears to have
+    :raises: exception.SheepdogError
+    """
+    _run_qemu_img('create', '-q', '-f', image_format, path, str(size),
+                  timeout=CONF.libvirt.images_sheepdog_timeout)
+
+
+@after('', 'def load_file(path: str) -> str:')
+def get_size_by_qemu_img(source: str) -> int:
+    """Tell the size of a raw disk.
+
+    :param source: the disk, as qemu-img's --image-opts has it
+    :returns: bytes
+    :raises: exception.SheepdogError
+    """
+    return jsonutils.loads(_run_qemu_img(
+        'info', '--output=json', '--image-opts', source,
+        timeout=CONF.libvirt.images_sheepdog_timeout))['virtual-size']
 
 
 @after('', 'def load_file(path: str) -> str:')

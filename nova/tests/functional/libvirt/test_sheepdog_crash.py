@@ -83,10 +83,10 @@ class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
         """qemu-img goes on when the nova-compute that started it is dead."""
         copies = []
 
-        def start_copy(path, url, image_format, _size, into_new_vdi):
+        def start_copy(source, target, *_arguments):
             copies.append(subprocess.Popen(
-                ['qemu-img', 'convert', '-n', '-f', 'raw', '-O', image_format,
-                 path, url]))
+                ['qemu-img', 'convert', '-n', '--image-opts',
+                 '--target-image-opts', source, target]))
             self.wait_until(lambda: self.sheepdog.stats()['clients'].get(
                 'tgt', {}).get('bytes_written'))
 

@@ -121,9 +121,10 @@ NEAR_MISSES = [
         'x' + VDI, VDI + ' ', ' ' + VDI, VDI + '\n', VDI + '\nother',
         '\n' + VDI, VDI + '/', '--help', '-f')),
     (*DOG, 'vdi', 'getattr', *GATEWAY, 'volume', 'nova'),
-    (*DOG, 'vdi', 'create', *GATEWAY, 'volume', '1'),
-    (*DOG, 'vdi', 'create', *GATEWAY, VDI, '1'),
-    (*DOG, 'vdi', 'create', *GATEWAY, BASE, '1'),
+    *((*DOG, 'vdi', 'create', *GATEWAY, '-z', '22', name, '1') for name in (
+        'volume', VDI, BASE)),
+    (*DOG, 'vdi', 'object', 'map', *GATEWAY, 'volume'),
+    (*DOG, 'vdi', 'object', 'map', *GATEWAY, VDI),
     (*DOG, 'vdi', 'resize', *GATEWAY, 'volume', '1'),
     (*DOG, 'vdi', 'resize', *GATEWAY, BASE, '1'),
     (*DOG, 'vdi', 'snapshot', *GATEWAY, '-s', TAG, 'volume'),
@@ -153,9 +154,14 @@ NEAR_MISSES = [
     (*DOG, 'vdi', 'delete', VDI, *GATEWAY),
     (*DOG, 'vdi', 'delete', VDI),
     (*DOG, 'vdi', 'delete', *GATEWAY, '-s\n', TAG, VDI),
-    (*DOG, 'vdi', 'create', *GATEWAY, uuids.instance + '_scratch', '1T'),
-    (*DOG, 'vdi', 'create', *GATEWAY, uuids.instance + '_scratch', '-1'),
-    (*DOG, 'vdi', 'create', *GATEWAY, '-y', uuids.instance + '_scratch', '1'),
+    *((*DOG, 'vdi', 'create', *GATEWAY, *options,
+       uuids.instance + '_scratch', size) for options, size in (
+           (('-z', '22'), '1T'), (('-z', '22'), '-1'), (('-z', '23'), '1'),
+           ((), '1'), (('-z', '22', '-y'), '1'))),
+    (*DOG, 'vdi', 'object', 'map', *GATEWAY, '-i', '0',
+     uuids.instance + '_scratch'),
+    (*DOG, 'vdi', 'object', 'location', *GATEWAY,
+     uuids.instance + '_scratch', '0'),
     (*DOG, 'vdi', 'resize', *GATEWAY, VDI, '1G'),
     (*DOG, 'vdi', 'getattr', *GATEWAY, VDI, 'other'),
     *((*DOG, 'vdi', 'delete', '-a', host, '-p', '7000', VDI) for host in (
@@ -230,6 +236,7 @@ class RootwrapTest(testtools.TestCase):
             'cluster info': 'Cluster store: plain with 2 redundancy policy',
             'node info': 'Total 3000000000 0 3000000000 0% 0',
             'vdi read': '1 1',
+            'object map': 'Index       VID\n00000000   6d2d91\n',
             'vdi list': ''.join(
                 'c %s 0 1 0 0 1 1 1  22\n' % vdi for vdi in (
                     BASE, BASE.replace('base', 'import'))),
@@ -267,6 +274,10 @@ class RootwrapTest(testtools.TestCase):
             disk.truncate(1024)
         with mock.patch.object(processutils, 'execute', execute), \
                 mock.patch.object(rootwrap, 'execute', execute), \
+                mock.patch.object(libvirt_utils, '_run_qemu_img',
+                                  return_value='{"virtual-size": 1024}'), \
+                mock.patch.object(sheepdog_base, 'get_directory',
+                                  return_value=os.path.dirname(path)), \
                 mock.patch.object(imagebackend.disk, 'get_disk_size',
                                   return_value=1024):
             libvirt_utils.get_sheepdog_capacity()

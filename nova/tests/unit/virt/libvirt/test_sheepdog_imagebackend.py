@@ -473,8 +473,11 @@ class SheepdogImageTestCase(_SheepdogTestCase):
         self.flags(images_sheepdog_transport='native', group='libvirt')
         copy = self.patch_object(libvirt_utils, 'copy_with_qemu_img')
         self.image.create_image(self._write_base, self.base, None)
-        self.assertEqual('sheepdog://127.0.0.1:%d/%s_scratch' % (
-            self.sheepdog.port, self.instance.uuid), copy.call_args[0][1])
+        self.assertEqual(
+            'driver=raw,file.driver=sheepdog,file.server.type=inet,'
+            'file.server.host=127.0.0.1,file.server.port=%d,'
+            'file.vdi=%s_scratch' % (self.sheepdog.port, self.instance.uuid),
+            copy.call_args[0][1])
 
     def test_by_libvirt_path(self):
         image = imagebackend.Backend(False).by_libvirt_path(

@@ -10,6 +10,8 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+from unittest import mock
+
 import ddt
 from oslo_utils import units
 
@@ -67,6 +69,67 @@ class SheepdogUtilsTestCase(sheepdog_base.SheepdogTestMixin,
         self.assertTrue(libvirt_utils.delete_sheepdog_vdi('a'))
         self.assertTrue(libvirt_utils.delete_sheepdog_vdi('a', 'tag'))
         self.assertEqual(b'hello', self.dog('vdi', 'read', 'b', '0', '5'))
+
+    def test_pieces(self):
+        mib = units.Mi
+        libvirt_utils.create_sheepdog_vdi('a', 1022 * mib)
+        self.assertEqual(
+            [], libvirt_utils.get_sheepdog_pieces('a', 1022 * mib))
+        for offset in 4, 8, 72, 200, 1020:
+            self.sheepdog.run('vdi', 'write', 'a', '%dM' % offset, '1',
+                              stdin=b'x')
+        pieces = [(4, 72), (200, 4), (1020, 2)]
+        self.assertEqual(
+            [(start * mib, length * mib) for start, length in pieces],
+            libvirt_utils.get_sheepdog_pieces('a', 1022 * mib))
+        self.patch_object(libvirt_utils, 'SHEEPDOG_PIECES', new=2)
+        pieces = [(4, 200), (1020, 2)]
+        self.assertEqual(
+            [(start * mib, length * mib) for start, length in pieces],
+            libvirt_utils.get_sheepdog_pieces('a', 1022 * mib))
+
+    def test_objects_do_not_have_the_size_that_the_cluster_has_by_default(
+            self):
+        self.sheepdog.run('cluster', 'format', '-c', '1', '-z', '23')
+        libvirt_utils.create_sheepdog_vdi('a', units.Gi)
+        self.sheepdog.run('vdi', 'write', 'a', '100M', '1', stdin=b'x')
+        self.assertEqual(
+            [(100 * units.Mi, 4 * units.Mi)],
+            libvirt_utils.get_sheepdog_pieces('a', units.Gi))
+
+    def test_copy_tells_how_far_it_is(self):
+        self.install('qemu-img', r"""
+            printf '    (0.00/100%%)\r    (50.25/100%%)\r'
+            printf '    (100.00/100%%)\r\n'""")
+        shown = []
+        libvirt_utils.copy_with_qemu_img('a', 'b', 1, shown.append)
+        self.assertEqual([0, 0.5025, 1], shown)
+
+    def test_copy_fails_on_its_way(self):
+        self.install('qemu-img', r"""
+            printf '    (0.00/100%%)\r    (50.25/100%%)\r'
+            echo 'qemu-img: it is full' >&2
+            exit 1""")
+        error = self.assertRaises(
+            exception.SheepdogError, libvirt_utils.copy_with_qemu_img,
+            'source', 'target', 1)
+        self.assertIn('source target', str(error))
+        self.assertTrue(str(error).endswith(': qemu-img: it is full'))
+
+    def test_progress(self):
+        now = 0.0
+        self.patch_object(libvirt_utils, 'time', new=mock.Mock(
+            monotonic=lambda: now))
+        progress = libvirt_utils.SheepdogProgress('Import', 30 * units.Mi)
+        for now in 0.0, 4.0, 5.0, 6.0, 10.0:
+            if now in (0.0, 10.0):
+                show = progress.begin(10 * units.Mi)
+            show(now % 10 / 10)
+        self.assertEqual(
+            ['Import: 5 of 30 MiB, 1.0 MiB/s, 25 s left',
+             'Import: 10 of 30 MiB, 1.0 MiB/s, 20 s left'],
+            [line.partition('] ')[2] for line in
+             self.stdlog.logger.output.splitlines() if 'Import' in line])
 
     def test_delete_what_is_not_there(self):
         self.assertFalse(libvirt_utils.delete_sheepdog_vdi('a'))
