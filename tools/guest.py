@@ -14,9 +14,11 @@
 """Make a Linux for guests, of Debian's kernel, busybox and guest agent.
 
 It boots in seconds without KVM, as all that it has is in its ramdisk.  Its
-disk has to hold an ext4 file system.  There it counts its boots, and beats
-about once a second, and says so as the guest of
-nova/tests/fixtures/boot_sector.py does.
+first disk, /dev/vda, has to hold an ext4 file system.  There it counts its
+boots, and beats about once a second, and says so as the guest of
+nova/tests/fixtures/boot_sector.py does.  Of other disks it says
+"sheepdog-guest vdb boot N" where there is such a file system, and it counts
+its boots there too, and "sheepdog-guest vdb swap SECTORS" where it may swap.
 """
 
 import pathlib
@@ -44,18 +46,28 @@ done
 until [ -b /dev/vda ]; do
     usleep 50000
 done
-mount -t ext4 /dev/vda /disk
-number=$(cat /disk/boots 2>/dev/null)
-number=$((number + 1))
-echo $number >/disk/boots
-sync
-echo "sheepdog-guest boot $number"
+use() {
+    mkdir /$1
+    if mount -t ext4 /dev/$1 /$1; then
+        number=$(cat /$1/boots)
+        number=$((number + 1))
+        echo $number >/$1/boots
+        sync
+        echo "sheepdog-guest $2boot $number"
+    elif swapon /dev/$1; then
+        echo "sheepdog-guest $2swap $(cat /sys/block/$1/size)"
+    fi
+}
+for disk in /dev/vd[b-z]; do
+    [ ! -b $disk ] || use ${disk#/dev/} "${disk#/dev/} "
+done 2>/dev/null
+use vda ""
 for port in /dev/vport*; do
     [ ! -c "$port" ] || qemu-ga -m virtio-serial -p "$port" -t /run &
 done
 number=0
 while number=$((number + 1)); do
-    echo $number >/disk/beats
+    echo $number >/vda/beats
     sync
     echo "sheepdog-guest beat $number"
     sleep 1
@@ -95,8 +107,7 @@ def make_tree(tree, unpacked):
     :param tree: directory for it
     :param unpacked: directory that holds the content of the packages
     """
-    for name in ('bin', 'dev', 'disk', 'modules', 'proc', 'run', 'sys',
-                 'var'):
+    for name in ('bin', 'dev', 'modules', 'proc', 'run', 'sys', 'var'):
         (tree / name).mkdir()
     (tree / 'var/run').symlink_to('/run')
     init = tree / 'init'

@@ -393,6 +393,15 @@ class LibvirtDriver:
                 instance, self._get_sheepdog_disk_names(
                     instance, block_device_info))
 
+    @after('finish_revert_migration',
+           'disk_info = blockinfo.get_disk_info(CONF.libvirt.virt_type,')
+    def _(self, instance, disk_info):
+        # What the resize has added
+        if CONF.libvirt.images_type == 'sheepdog':
+            imagebackend.Sheepdog.delete_working_disks(
+                instance, {'disk.local', 'disk.swap'} - set(
+                    disk_info['mapping']))
+
     @before('_cleanup_resize', 'if instance.host != CONF.host:')
     def _(self, instance):
         if CONF.libvirt.images_type == 'sheepdog':

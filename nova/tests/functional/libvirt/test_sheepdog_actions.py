@@ -16,6 +16,8 @@ The guest counts its boots on its root disk, so the count tells whose disk it
 has booted from, and as of when.
 """
 
+import re
+
 import ddt
 from oslo_utils import units
 
@@ -58,11 +60,29 @@ class SheepdogActionsTestCase(sheepdog_base.SheepdogTestCase):
             self._delete_server(each)
             self.assert_nothing_left(each)
 
+    def _boot_linux(self, **flavor):
+        """Boot a guest that counts its boots on ephemeral disks too."""
+        self.flags(default_ephemeral_format='ext4')
+        return self.boot(self.upload_linux(),
+                         self.make_flavor(memory_mb=128, **flavor))
+
+    def _wait_for_disks(self, server, boots, *others):
+        """Wait for a boot, and see what the guest says of its disks.
+
+        :param boots: number of its boots
+        :param others: what it says of those after the first
+        """
+        self.wait_for_boot(server, boots)
+        self.assertEqual(list(others), re.findall(
+            r'guest (vd\w .*?)\r?\n', self.console(server)))
+
     def test_resize_and_confirm(self):
-        server = self.boot(self.upload_image(),
-                           self.make_flavor(ephemeral=1, swap=16))
-        self._resize(server, disk=2, ephemeral=1, swap=8)
-        self.wait_for_boot(server, 2)
+        server = self._boot_linux(ephemeral=1, swap=16)
+        self._wait_for_disks(server, 1, 'vdb boot 1', 'vdc swap 32768')
+        self._resize(server, memory_mb=128, disk=2, ephemeral=2, swap=8)
+        self._wait_for_disks(server, 2, 'vdb boot 2', 'vdc swap 16384')
+        # Nova itself does not tell the driver of the size of the new
+        # flavor's ephemeral disk.
         sizes = {'disk': 2 * units.Gi, 'disk.eph0': units.Gi,
                  'disk.swap': 8 * units.Mi}
         self.assertEqual(
@@ -73,24 +93,38 @@ class SheepdogActionsTestCase(sheepdog_base.SheepdogTestCase):
         self.act(server, 'confirmResize', None, 'ACTIVE')
         self.wait_until(lambda: self.vdis(server) == sizes)
         self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
-        self.wait_for_boot(server, 3)
+        self._wait_for_disks(server, 3, 'vdb boot 3', 'vdc swap 16384')
         self._delete_server(server)
         self.assert_nothing_left(server)
 
     def test_resize_and_revert(self):
-        server = self.boot(self.upload_image(),
-                           self.make_flavor(ephemeral=1, swap=8))
+        server = self._boot_linux(ephemeral=1, swap=8)
         sizes = self.vdis(server)
-        self._resize(server, disk=2, ephemeral=1, swap=0)
+        self._resize(server, memory_mb=128, disk=2, ephemeral=1, swap=0)
         self.wait_for_boot(server, 2)
         # Before Nova 27 the guest keeps its swap.
         self.assertEqual(
             {disk for _device, disk in self.guest_disks(server)},
             {vdi for vdi in self.vdis(server) if '@' not in vdi})
         self.act(server, 'revertResize', None, 'ACTIVE')
-        # The disk is as it was before: that boot has not been counted.
-        self.wait_for_boot(server, 2)
+        # The disks are as they were before: that boot has not been counted.
+        self._wait_for_disks(server, 2, 'vdb boot 2', 'vdc swap 16384')
         self.assertEqual(sizes, self.vdis(server))
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+    def test_resize_adds_disks(self):
+        server = self._boot_linux()
+        self._resize(server, memory_mb=128, ephemeral=1, swap=8)
+        self._wait_for_disks(server, 2, 'vdb boot 1', 'vdc swap 16384')
+        self.act(server, 'revertResize', None, 'ACTIVE')
+        self._wait_for_disks(server, 2)
+        self.assertEqual({'disk': units.Gi}, self.vdis(server))
+        self._resize(server, memory_mb=128, ephemeral=1, swap=8)
+        self._wait_for_disks(server, 3, 'vdb boot 1', 'vdc swap 16384')
+        self.act(server, 'confirmResize', None, 'ACTIVE')
+        self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self._wait_for_disks(server, 4, 'vdb boot 2', 'vdc swap 16384')
         self._delete_server(server)
         self.assert_nothing_left(server)
 
