@@ -272,7 +272,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
     def upload_image(self, disk_format='raw', size=units.Mi, **properties):
         """Have Glance hold an image that boots, see boot_sector.
 
-        :param disk_format: 'raw' or 'qcow2'
+        :param disk_format: 'raw', 'qcow2' or 'vmdk'
         :param size: virtual size in bytes
         :param properties: of the image, such as hw_disk_bus
         :returns: its id
@@ -281,18 +281,22 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         boot_sector.write_image(path, size)
         return self.upload_file(path, disk_format, **properties)
 
-    def upload_file(self, path, disk_format, **properties):
+    def upload_file(self, path, disk_format, subformat='streamOptimized',
+                    **properties):
         """Have Glance hold the image of a raw disk.
 
         :param path: of the disk
-        :param disk_format: of the image; a qcow2 is made of the disk
+        :param disk_format: of the image; a qcow2 or vmdk is made of the disk
+        :param subformat: of a vmdk
         :param properties: of the image, such as hw_disk_bus
         :returns: its id
         """
-        if disk_format == 'qcow2':
+        if disk_format in ('qcow2', 'vmdk'):
             raw, path = path, path + '.' + disk_format
+            options = ('-o', 'subformat=' + subformat) if (
+                disk_format == 'vmdk') else ()
             processutils.execute('qemu-img', 'convert', '-f', 'raw', '-O',
-                                 disk_format, raw, path)
+                                 disk_format, *options, raw, path)
         with open(path, 'rb') as data:
             return self.glance.create(None, {
                 'name': 'boot-counter',
@@ -305,6 +309,25 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
                 'min_ram': 0,
                 'properties': properties,
             }, data)['id']
+
+    def upload_iso(self):
+        """Have Glance hold a CD that boots, see boot_sector.
+
+        As many do, it boots from a disk too.
+
+        :returns: its id
+        """
+        directory = self.useFixture(fixtures.TempDir()).path
+        tree = os.path.join(directory, 'tree')
+        os.mkdir(tree)
+        boot_sector.write_image(os.path.join(tree, 'boot'))
+        path = os.path.join(directory, 'image')
+        processutils.execute(
+            'genisoimage', '-quiet', '-o', path, '-no-emul-boot', '-b', 'boot',
+            '-boot-load-size', '1', tree)
+        with open(path, 'r+b') as image:
+            image.write(boot_sector.assemble())
+        return self.upload_file(path, 'iso')
 
     def upload_linux(self, **properties):
         """Have Glance hold an image for the Linux of the test bed.

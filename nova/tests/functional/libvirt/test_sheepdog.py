@@ -62,13 +62,21 @@ class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
         self._delete_server(server)
         self.assert_nothing_left(server)
 
-    def test_image_larger_than_the_disk(self):
-        server = self._wait_for_state_change(
-            self.post_server(self.upload_image('qcow2', size=2 * units.Gi)),
-            'ERROR')
-        self.assertIn("Flavor's disk is too small",
-                      server['fault']['message'])
-        self.assert_nothing_left(server)
+    def test_images_that_are_refused(self):
+        self.flags(group='compute', vmdk_allowed_types=['streamOptimized'])
+        for image_id, reason in (
+                (self.upload_image('qcow2', size=2 * units.Gi),
+                 "Flavor's disk is too small"),
+                (self.upload_image('vmdk', subformat='monolithicSparse'),
+                 'is unacceptable'),
+                (self.upload_image(hw_ephemeral_encryption='True'),
+                 'No valid host was found')):
+            server = self._wait_for_state_change(
+                self.post_server(image_id), 'ERROR')
+            self.assertIn(reason, server['fault']['message'])
+            self.assert_nothing_left(server)
+        # Of the first; the flavor was to blame.
+        self.assertEqual(2, len(self.bases()))
 
     def test_disk_bus_and_limits(self):
         flavor = self.make_flavor(
@@ -230,7 +238,8 @@ class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
                    remove_unused_original_minimum_age_seconds=0)
         self.compute.manager._run_image_cache_manager_pass(
             context.get_admin_context())
-        self.assertEqual(set(), self.bases())
+        # Of the first; the flavor was to blame.
+        self.assertEqual(2, len(self.bases()))
         self.act(servers[1], 'reboot', {'type': 'HARD'}, 'ACTIVE')
         self.wait_for_boot(servers[1], 2)
         for server in servers:
@@ -253,6 +262,7 @@ class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
         traits = self._get_provider_traits(provider['uuid'])
         for disk_format in 'QCOW2', 'RAW':
             self.assertIn('COMPUTE_IMAGE_TYPE_' + disk_format, traits)
+        self.assertNotIn('COMPUTE_EPHEMERAL_ENCRYPTION', traits)
 
 
 @ddt.ddt

@@ -144,27 +144,24 @@ class SheepdogActionsTestCase(sheepdog_base.SheepdogTestCase):
     def test_rescue(self):
         server = self.boot(self.upload_image(), config_drive=True)
         before = self.vdis(server)
-        self.act(server, 'rescue', {
-            'rescue_image_ref': self.upload_image()}, 'RESCUE')
-        self.wait_for_boot(server, 1)
-        self.assertEqual(
-            {'disk.rescue', 'disk.config.rescue'},
-            set(self.vdis(server)) - set(before))
-        self.act(server, 'unrescue', None, 'ACTIVE')
-        self.wait_for_boot(server, 2)
-        self.assertEqual(before, self.vdis(server))
-        self._delete_server(server)
-        self.assert_nothing_left(server)
-
-    def test_stable_device_rescue(self):
-        server = self.boot(self.upload_image())
-        self.act(server, 'rescue', {'rescue_image_ref': self.upload_image(
-            hw_rescue_device='disk', hw_rescue_bus='virtio')}, 'RESCUE')
-        self.wait_for_boot(server, 1)
-        self.assertEqual([('disk', 'disk'), ('disk', 'disk.rescue')],
-                         self.guest_disks(server))
-        self.act(server, 'unrescue', None, 'ACTIVE')
-        self.wait_for_boot(server, 2)
+        for boots, properties, disks in (
+                (2, {}, [('disk', 'disk.rescue'), ('disk', 'disk'),
+                         ('cdrom', 'disk.config.rescue')]),
+                # Here what the guest had stays where it was.
+                (3, {'hw_rescue_device': 'disk', 'hw_rescue_bus': 'virtio'},
+                 [('disk', 'disk'), ('disk', 'disk.rescue'),
+                  ('cdrom', 'disk.config')])):
+            self.act(server, 'rescue', {
+                'rescue_image_ref': self.upload_image(**properties)},
+                'RESCUE')
+            self.wait_for_boot(server, 1)
+            self.assertEqual(disks, self.guest_disks(server))
+            self.assertEqual(
+                {'disk.rescue', 'disk.config.rescue'},
+                set(self.vdis(server)) - set(before))
+            self.act(server, 'unrescue', None, 'ACTIVE')
+            self.wait_for_boot(server, boots)
+            self.assertEqual(before, self.vdis(server))
         self._delete_server(server)
         self.assert_nothing_left(server)
 
@@ -172,12 +169,27 @@ class SheepdogActionsTestCase(sheepdog_base.SheepdogTestCase):
         image_id = self.upload_image()
         server = self.boot(image_id, self.make_flavor(ephemeral=1, swap=8))
         vdis = self.vdis(server)
-        for image in image_id, self.upload_image('qcow2'):
-            self.act(server, 'rebuild', {'imageRef': image}, 'ACTIVE')
+        # Only Ironic can do that, and nothing is lost for trying.
+        server = self.act(server, 'rebuild', {
+            'imageRef': image_id, 'preserve_ephemeral': True}, 'ERROR')
+        self.assertIn('preserving ephemeral', server['fault']['message'])
+        self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self.wait_for_boot(server, 2)
+        for image in (image_id, self.upload_image('qcow2'),
+                      self.upload_image('vmdk')):
+            server = self.act(server, 'rebuild', {'imageRef': image},
+                              'ACTIVE')
             self.wait_for_boot(server, 1)
             self.assertEqual(vdis, self.vdis(server))
         self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
         self.wait_for_boot(server, 2)
+
+        self.act(server, 'rebuild', {'imageRef': self.upload_iso()}, 'ACTIVE')
+        # Nova 26 makes a disk of it, from which it boots as well.
+        said = self.wait_for_console(
+            server, 'guest (cannot write its disk|boot 1)').group(1)
+        self.assertEqual(('disk' if said == 'boot 1' else 'cdrom', 'disk'),
+                         self.guest_disks(server)[0])
         self._delete_server(server)
         self.assert_nothing_left(server)
 

@@ -14,6 +14,7 @@
 import os
 
 import fixtures
+from oslo_concurrency import processutils
 from oslo_utils import units
 
 from nova.tests import fixtures as nova_fixtures
@@ -56,26 +57,33 @@ class SheepdogVolumesTestCase(sheepdog_base.SheepdogTestCase):
             volume.seek(boot_sector.SECTOR)
             self.assertEqual(b'\2\0', volume.read(2))
 
-    def test_attach_and_detach(self):
-        server = self.boot(self.upload_image())
-        # The guest does not listen to what would unplug a disk.
-        self.act(server, 'os-stop', None, 'SHUTOFF')
+    def _wait_for_volume(self, server, boots, boots_of_volume):
+        self.wait_for_boot(server, boots)
+        self.wait_for_console(
+            server, r'guest vdb boot %d\r?\n' % boots_of_volume)
+
+    def test_attach_rebuild_and_detach(self):
+        """A Linux counts its boots on both disks."""
+        processutils.execute('mkfs.ext4', '-q', '-F', self.path)
+        image_id = self.upload_linux()
+        server = self.boot(image_id, self.make_flavor(memory_mb=128))
         self.api.post_server_volume(server['id'], {
             'volumeAttachment': {'volumeId': self.volume}})
         self._wait_for_instance_action_event(
             server, 'attach_volume', 'compute_attach_volume', 'success')
-        self.act(server, 'os-start', None, 'ACTIVE')
-        self.wait_for_boot(server, 2)
-        self.assertEqual(
-            ['network', 'file'],
-            [disk.get('type') for disk in
-             self.guest_xml(server).findall('devices/disk')])
-        self.act(server, 'os-stop', None, 'SHUTOFF')
+        self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self._wait_for_volume(server, 2, 1)
+        self.act(server, 'rebuild', {'imageRef': image_id}, 'ACTIVE')
+        self._wait_for_volume(server, 1, 2)
+        self.act(server, 'rescue', {
+            'rescue_image_ref': self.upload_image()}, 'RESCUE')
+        self.act(server, 'unrescue', None, 'ACTIVE')
+        self._wait_for_volume(server, 2, 3)
         self.api.delete_server_volume(server['id'], self.volume)
         self.wait_until(lambda: not self.api.get_server_volumes(server['id']))
-        self.act(server, 'os-start', None, 'ACTIVE')
-        self.wait_for_boot(server, 3)
-        self.assertEqual([('disk', 'disk')], self.guest_disks(server))
+        self.assertEqual(
+            ['network'], [disk.get('type') for disk in
+                          self.guest_xml(server).findall('devices/disk')])
         self._delete_server(server)
         self.assert_nothing_left(server)
         self.assertTrue(os.path.exists(self.path))
