@@ -10,7 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 from graft.fragment import after
+from graft.fragment import before
 
+from nova.compute.manager import CONF
+from nova.compute.manager import fields
+from nova.compute.manager import LOG
+from nova import objects
 from nova.virt.libvirt.storage import rootwrap
 
 
@@ -28,3 +33,37 @@ class ComputeManager:
         # Hosts that share instances_path do not share exports.
         do_cleanup |= ('image_type' in migrate_data and
                        migrate_data.image_type == 'sheepdog')
+
+    @before('_destroy_evacuated_instances', 'filters = {')
+    def _(self, context):
+        if CONF.libvirt.images_type == 'sheepdog':
+            self._destroy_half_evacuated_instances(context)
+
+    @before('', 'def _destroy_evacuated_instances(self, context, node_cache):')
+    def _destroy_half_evacuated_instances(self, context):
+        """Destroy guests whose evacuation to this host was interrupted.
+
+        Their instances are still those of the other host. Nova evacuates none
+        to a host that has its guest; and if it went to a third one, both
+        guests would write to its disks.
+
+        :param context: The request context
+        """
+        uuids = {
+            migration.instance_uuid for migration in
+            objects.MigrationList.get_by_filters(context, {
+                'host': self.host,
+                'status': ['accepted', 'pre-migrating'],
+                'migration_type': fields.MigrationType.EVACUATION})
+            if migration.dest_compute == self.host}
+        if not uuids:
+            return
+        for instance in self._get_instances_on_driver(context):
+            if instance.uuid in uuids and instance.host != self.host:
+                LOG.info('Destroying instance whose evacuation to this host '
+                         'was interrupted', instance=instance)
+                self.driver.destroy(
+                    context, instance,
+                    self.network_api.get_instance_nw_info(context, instance),
+                    self._get_instance_block_device_info(context, instance),
+                    destroy_disks=False)

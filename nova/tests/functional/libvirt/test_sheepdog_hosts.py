@@ -141,3 +141,32 @@ class SheepdogMoveTestCase(sheepdog_hosts.SheepdogHostsTestCase):
 
         self._delete_server(server)
         self.assert_nothing_left(server)
+
+    def test_destination_is_killed_in_an_evacuation(self):
+        one, two = self.hosts.values()
+        server = self.boot(self.upload_image('qcow2'), host='one')
+        # There is nobody to fence the host.
+        one.control.lose_targets()
+        one.kill()
+        self.api.put_service(self.service_of(one), {'forced_down': True})
+        for function in (('nova.virt.libvirt.storage.tgt', 'export'),
+                         ('nova.virt.libvirt.guest:Guest', 'launch')):
+            two.control.exit_after(*function)
+            self.api.post_server_action(server['id'], {'evacuate': {}})
+            self.wait_until(two.is_dead)
+            self.start_computes(two)
+            self.assertEqual({}, two.control.states())
+            self.assertEqual({'disk': units.Gi}, self.vdis(server))
+            self.api.post_server_action(server['id'], {
+                'os-resetState': {'state': 'active'}})
+        self.api.post_server_action(server['id'], {'evacuate': {}})
+        self._wait_for_server_parameter(
+            server, {'OS-EXT-SRV-ATTR:host': two.name})
+        # The guest that was removed may not have come as far as that.
+        boots = int(self.wait_for_console(server, r'guest boot (\d+)\n')[1])
+        self.assertIn(boots, (2, 3))
+        self.start_computes(one)
+        self.api.put_service(self.service_of(one), {'forced_down': False})
+        self.assert_moved(server, two, boots)
+        self._delete_server(server)
+        self.assert_nothing_left(server)
