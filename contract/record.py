@@ -335,6 +335,16 @@ def _object_sizes():
                '5T')
 
 
+def _disks():
+    for options in (), ('-A',), ('-r',), ('-A', '-r'):
+        yield _case(' '.join(('node md info', *options)), 'node', 'md',
+                    'info', *options)
+    yield _case('node md alone', 'node', 'md')
+    yield _case('node md, usage', 'node', 'md', '-h')
+    yield _case('node md of what it does not have', 'node', 'md', 'nosuch')
+    yield _case('node md plug without a disk', 'node', 'md', 'plug')
+
+
 def _cluster():
     yield _case('cluster info', 'cluster', 'info', '-v')
     yield _case('cluster format of a cluster with VDIs, answering nothing',
@@ -373,7 +383,8 @@ def cases():
     """:returns: the calls to record, in order, without what they give"""
     return [case for part in (_object_maps, _writes, _snapshots, _names,
                               _attributes, _base_images,
-                              _missing_snapshots, _object_sizes, _cluster)
+                              _missing_snapshots, _object_sizes, _disks,
+                              _cluster)
             for case in part()]
 
 

@@ -233,16 +233,30 @@ def get_sheepdog_redundancy() -> float:
 
 
 @after('', 'def load_file(path: str) -> str:')
+def _get_sheepdog_space() -> ty.Tuple[int, ...]:
+    """Tell the size of all disks of the cluster, copies included.
+
+    ``dog node info`` sums it up as well, and then reads the inode of every
+    VDI to tell how large they all would be.
+
+    :returns: total, used and free bytes
+    :raises: exception.SheepdogError
+    """
+    # 127.0.0.1:7000 0 80861020160 4370432 80856649728 0% /var/lib/sheepdog
+    disks = [line.split(' ')[2:5] for line in
+             _dog('node md info -A -r')[0].splitlines()]
+    return tuple(sum(int(disk[column]) for disk in disks)
+                 for column in range(3))
+
+
+@after('', 'def load_file(path: str) -> str:')
 def get_sheepdog_capacity() -> ty.Dict[str, float]:
     """Tell the size of the cluster, copies and parity divided out.
 
     :returns: 'total', 'free' and 'used', in bytes
     :raises: exception.SheepdogError
     """
-    out, _err = _dog('node info -r')
-    # Total size used available use% virtual-size
-    total, used, free = (int(word) for word in
-                         out.splitlines()[-1].split()[1:4])
+    total, used, free = _get_sheepdog_space()
     redundancy = get_sheepdog_redundancy()
     return {'total': total / redundancy, 'free': free / redundancy,
             'used': used / redundancy}
@@ -360,11 +374,10 @@ def snapshot_sheepdog_disk(vdi: str, tag: str) -> bool:
         return False
     # Only now: where the VDI is missing, its snapshot may be all there is.
     delete_sheepdog_vdi(vdi, tag)
-    out, _err = _dog('node info -r')
-    free = int(out.splitlines()[-1].split()[3])
+    _total, _used, free = _get_sheepdog_space()
     if free < SHEEPDOG_ROOM:
         raise get_sheepdog_error(
-            'dog node info',
+            'dog node md info',
             _('the cluster has room for %(free)d more MiB, copies included, '
               'and %(room)d are wanted before a snapshot of VDI %(vdi)s; add '
               'storage or delete servers') %

@@ -89,6 +89,8 @@ NEAR_MISSES = [
     (*DOG, 'cluster', 'snapshot', 'save', *GATEWAY, TAG, '/tmp/copy'),
     (*DOG, 'node', 'kill', '-r', *GATEWAY),
     (*DOG, 'node', 'kill', *GATEWAY, '0'),
+    (*DOG, 'node', 'md', 'plug', *GATEWAY, '/etc'),
+    (*DOG, 'node', 'md', 'unplug', '-A', '-r', *GATEWAY, '/sheep'),
     (*DOG, 'node', 'format', *GATEWAY),
     (*DOG, 'vdi', 'list', *GATEWAY),
     (*DOG, 'vdi', 'list', '-r', *GATEWAY, VDI),
@@ -234,7 +236,7 @@ class RootwrapTest(testtools.TestCase):
         calls = {}
         answers = {
             'cluster info': 'Cluster store: plain with 2 redundancy policy',
-            'node info': 'Total 3000000000 0 3000000000 0% 0',
+            'node md': '127.0.0.1:7000 0 3000000000 0 3000000000 0% /sheep',
             'vdi read': '1 1',
             'object map': 'Index       VID\n00000000   6d2d91\n',
             'vdi list': ''.join(
