@@ -91,6 +91,10 @@ for suite in "${suites[@]}"; do
     printf '%-20s %8d %8d %8d\n' "$suite" "$p" "$f" "$s"
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
 done
+for suite in "${suites[@]}"; do
+    # What tests have measured is after the counts.
+    [ ! -f "$results/$suite" ] || tail -n +2 "$results/$suite"
+done
 echo "in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
 echo "$passed passed, $failed failed, $skipped skipped"
 if [ "$failed" -gt 0 ]; then

@@ -14,7 +14,8 @@
 """Run one test suite and count what came of it.
 
 tox calls this; it goes on as the Python of the environment whose Nova it
-tests.  The counts are left in .cache/results/SUITE for run_tests.sh.
+tests.  The counts, and what tests have measured, are left in
+.cache/results/SUITE for run_tests.sh.
 """
 
 import argparse
@@ -101,6 +102,7 @@ class Suite:
 
     :param name: as in the list of environments of tox.ini
     :param release: release of Nova
+    :ivar told: what tests have measured, a line each
     """
 
     def __init__(self, name, release):
@@ -109,6 +111,7 @@ class Suite:
         self.packages = next(
             self.venv.glob('lib/python3*/site-packages'), None)
         self.counts = Counts(name)
+        self.told = []
 
     def command(self, title, *command, **kwargs):
         """Run a command as one test, which passes if it exits with 0."""
@@ -143,6 +146,8 @@ class Suite:
                 # A worker's own standard output, and the list of tests.
                 return
             if test['status'] in ('success', 'xfail'):
+                if 'told' in test['details']:
+                    self.told.append(test['details']['told'].as_text())
                 counts.success()
             elif test['status'] == 'skip':
                 counts.skip()
@@ -384,9 +389,10 @@ def main():
     SUITES[kind](suite)
     print('%s: %s' % (name, suite.counts))
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / name).write_text('%d %d %d\n' % (
+    (RESULTS / name).write_text('%d %d %d\n%s' % (
         suite.counts.passed, len(suite.counts.failed),
-        suite.counts.skipped))
+        suite.counts.skipped, ''.join(
+            '%s: %s\n' % (name, words) for words in suite.told)))
     return 1 if suite.counts.failed else 0
 
 

@@ -34,12 +34,14 @@ class Step:
     :ivar seconds: how long it took
     :ivar outcome: 'PASS' when it did what it should, 'SKIP' where that cannot
         be seen on this cluster, else 'FAIL'
+    :ivar told: what was measured in it, a line each
     """
 
     def __init__(self, words):
         self.words = words
         self.seconds = 0
         self.outcome = 'FAIL'
+        self.told = []
 
 
 # Of what failed: lines, and characters of each, that are shown.
@@ -159,6 +161,8 @@ def main():
     for step in steps + [whole]:
         print('  %-66s %7.1f s  %s' % (step.words, step.seconds,
                                        step.outcome), flush=True)
+        for words in step.told:
+            print('    %s' % words, flush=True)
     # libvirt's event loop never ends by itself.
     os._exit(0 if whole.outcome == 'PASS' else 1)
 

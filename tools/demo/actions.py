@@ -18,6 +18,7 @@ import importlib
 import os
 import pathlib
 import re
+import sys
 import textwrap
 import time
 import unittest
@@ -60,15 +61,19 @@ def load(name):
 @contextlib.contextmanager
 def quiet():
     """Keep from the terminal what Nova and libvirt say between tests."""
-    kept = os.dup(2)
+    streams = {number: os.dup(number) for number in (1, 2)}
+    sys.stdout.flush()
     try:
         with open(os.path.join(os.environ['TESTBED_LOGS'], 'demo.log'),
                   'ab') as log:
-            os.dup2(log.fileno(), 2)
+            for number in streams:
+                os.dup2(log.fileno(), number)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        sys.stdout.flush()
+        for number, kept in streams.items():
+            os.dup2(kept, number)
+            os.close(kept)
 
 
 class Runner:
@@ -86,7 +91,8 @@ class Runner:
         """Run a test, unless it has been run.
 
         :param name: MODULE.CLASS.METHOD
-        :returns: 'PASS', 'FAIL' or 'SKIP', and how many seconds it took
+        :returns: 'PASS', 'FAIL' or 'SKIP', how many seconds it took, and
+            a list of what it has measured
         """
         if name in self._outcomes:
             return self._outcomes[name]
@@ -102,7 +108,9 @@ class Runner:
             outcome = 'FAIL'
         else:
             outcome = 'SKIP' if result.skipped else 'PASS'
-        self._outcomes[name] = outcome, time.monotonic() - started
+        told = [test.getDetails()['told'].as_text() for test in tests
+                if 'told' in test.getDetails()]
+        self._outcomes[name] = outcome, time.monotonic() - started, told
         return self._outcomes[name]
 
 
@@ -120,8 +128,9 @@ def show(step_type):
         step = step_type(action)
         outcomes = []
         for name in names:
-            outcome, seconds = runner.run(name)
+            outcome, seconds, told = runner.run(name)
             step.seconds += seconds
+            step.told += told
             outcomes.append(outcome)
             print('      %s %s' % (outcome, name.partition('.')[2]),
                   flush=True)

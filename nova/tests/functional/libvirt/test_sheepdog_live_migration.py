@@ -18,7 +18,6 @@ copied as it does, and reads back and compares everything afterwards.
 
 import os
 import re
-import sys
 
 import fixtures
 
@@ -137,8 +136,8 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         self._delete_server(self.server)
         self.assert_nothing_left(self.server)
 
-    def print_stop_time(self):
-        """Print how long the guest was stopped.
+    def tell_stop_time(self):
+        """Have it told how long the guest was stopped.
 
         On a busy machine most of it is the start of nova-rootwrap, so there
         is no limit that it could be held to.
@@ -151,7 +150,8 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         # It was stopped once before.
         seconds = (times(self.two, EVENT_RESUMED)[0] -
                    times(self.one, EVENT_SUSPENDED)[-1])
-        print('The guest was stopped for %.3f s' % seconds, file=sys.stderr)
+        self.tell('stop time of the guest in a live migration: %d ms' % (
+            1000 * seconds))
 
     def assert_guest_is(self, state, host):
         self.assertEqual({host.name: state}, self.guest_states(self.server))
@@ -159,7 +159,7 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
     def test_data(self):
         self.migrate()
         self.assert_guest_is(RUNNING, self.two)
-        self.print_stop_time()
+        self.tell_stop_time()
         self.assert_no_damage()
 
     def test_corruption_without_the_reload(self):
