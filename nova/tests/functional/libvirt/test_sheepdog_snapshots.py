@@ -153,12 +153,20 @@ class SheepdogSnapshotsTestCase(sheepdog_base.SheepdogTestCase):
             raise ValueError('This is no ext4')
         return bool(features & 0x4)
 
+    def _agent_answers(self, server):
+        connection = self.compute.driver._host.get_connection()
+        try:
+            return connection.lookupByUUIDString(server['id']).getTime()
+        except libvirt_host.libvirt.libvirtError:
+            return None
+
     def test_file_systems_are_frozen(self):
         """The agent of a Linux does it, for as long as the cluster takes."""
         self.flags(group='libvirt', snapshot_image_format='raw')
         flavor = self.make_flavor(memory_mb=128)
         server = self.boot(self.upload_linux(
             hw_qemu_guest_agent='yes', os_require_quiesce='yes'), flavor)
+        self.wait_until(self._agent_answers, server)
         with self._making_image(server) as image_id:
             self.wait_for_beats(server)
             status, disk, _error = self.sheepdog.run(
