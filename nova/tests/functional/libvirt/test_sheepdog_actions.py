@@ -129,11 +129,18 @@ class SheepdogActionsTestCase(sheepdog_base.SheepdogTestCase):
         self.assert_nothing_left(server)
 
     def test_resize_down_is_refused(self):
-        server = self.boot(self.upload_image(), self.make_flavor(disk=2))
+        server = self.boot(self.upload_image(),
+                           self.make_flavor(disk=2, ephemeral=1))
+        vdis = self.vdis(server)
         refusal = self.assertRaises(
             client.OpenStackApiException, self._resize, server, disk=1)
         self.assertEqual(400, refusal.response.status_code)
-        self.assertEqual({'disk': 2 * units.Gi}, self.vdis(server))
+        self.act(server, 'resize', {
+            'flavorRef': self.make_flavor(disk=2)}, 'ACTIVE')
+        self._wait_for_action_fail_completion(
+            server, 'resize', 'compute_resize_instance')
+        self.wait_for_beats(server)
+        self.assertEqual(vdis, self.vdis(server))
 
     def test_delete_while_resized(self):
         server = self.boot(self.upload_image())
