@@ -14,8 +14,9 @@
 
 A host has processes of its own, mounts, a host name, a libvirtd with its own
 host UUID, a tgtd, and a network with its own loopback. A cable joins the
-networks of two hosts; out of them leads nothing but one port of their
-loopback, where a host finds the gateway of the cluster.
+networks of two hosts; out of them lead nothing but some ports of their
+loopback, where a host finds the sheep of the cluster: its gateway, and those
+that dog asks one by one.
 """
 
 import os
@@ -30,6 +31,9 @@ import uuid
 
 DIRECTORIES = ('/etc/libvirt', '/run/libvirt', '/run/tgtd', '/var/lib/libvirt',
                '/var/lib/nova', '/var/log/libvirt', '/var/cache/libvirt')
+
+# How many sheep there are, on consecutive ports
+SHEEP = 3
 
 LIBVIRTD_CONF = """
 host_uuid = "%(uuid)s"
@@ -85,33 +89,36 @@ class Host:
     :param name: its name
     :param number: for its address on the cable, and the port of its tgtd:
         3260 for the first, and so on
-    :param gateway: (address, port) of the gateway on the machine's loopback;
-        the host finds it at the same port of its own
+    :param port: of the cluster's first sheep on the machine's loopback; the
+        host finds each of them at the same port of its own
     :param log: file for what its daemons say
     """
 
-    def __init__(self, name, number, gateway, log):
+    def __init__(self, name, number, port, log):
         self.name = name
         self.address = '10.0.0.%d' % number
         self._control, theirs = socket.socketpair(socket.AF_UNIX)
         self._unshare = subprocess.Popen(
             ['unshare', '--net', '--mount', '--uts', '--pid', '--fork',
              '--kill-child', '--mount-proc', sys.executable, __file__,
-             str(theirs.fileno()), name, self.address, str(gateway[1]),
+             str(theirs.fileno()), name, self.address, str(port),
              '127.0.0.1:%d' % (3259 + number)],
             pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log,
             stderr=log)
         theirs.close()
         _message, descriptors, _flags, _address = socket.recv_fds(
-            self._control, 1, 1)
+            self._control, 1, SHEEP)
         if not descriptors:
             raise RuntimeError('host %s did not start' % name)
         with open('/proc/%d/task/%d/children' % (
                 self._unshare.pid, self._unshare.pid)) as children:
             self.pid = int(children.read())
-        self._listener = socket.socket(fileno=descriptors[0])
-        threading.Thread(target=forward, args=(self._listener, gateway),
-                         daemon=True).start()
+        self._listeners = [socket.socket(fileno=descriptor)
+                           for descriptor in descriptors]
+        for listener in self._listeners:
+            threading.Thread(
+                target=forward, args=(listener, listener.getsockname()),
+                daemon=True).start()
 
     def command(self, *words, user=None):
         """Return the words that run a command in this host.
@@ -134,8 +141,9 @@ class Host:
         self._unshare.kill()
         self._unshare.wait()
         self._control.close()
-        # accept() of the forwarder fails
-        self._listener.shutdown(socket.SHUT_RDWR)
+        for listener in self._listeners:
+            # accept() of the forwarder fails
+            listener.shutdown(socket.SHUT_RDWR)
 
 
 def join(one, other):
@@ -152,10 +160,10 @@ def make(names, port, log):
     """Return hosts that are ready, two of them on one cable.
 
     :param names: their names, or none
-    :param port: of the cluster's gateway on the machine's loopback
+    :param port: of the cluster's first sheep on the machine's loopback
     :param log: file for what their daemons say
     """
-    hosts = [Host(name, number, ('127.0.0.1', int(port)), log)
+    hosts = [Host(name, number, int(port), log)
              for number, name in enumerate(names, 1)]
     if hosts:
         join(*hosts)
@@ -197,8 +205,10 @@ def inside(control, name, address, port, portal):
     with open('/etc/hosts', 'a') as known:
         known.write('%s %s\n' % (address, name))
 
-    listener = socket.create_server(('127.0.0.1', int(port)))
-    socket.send_fds(control, [b'.'], [listener.fileno()])
+    listeners = [socket.create_server(('127.0.0.1', int(port) + number))
+                 for number in range(SHEEP)]
+    socket.send_fds(control, [b'.'],
+                    [listener.fileno() for listener in listeners])
     control.recv(1)
     for daemon in (
             ['libvirtd', '--listen', '--pid-file',
