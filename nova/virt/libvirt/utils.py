@@ -31,11 +31,14 @@ from nova.virt.libvirt.utils import LOG
 from nova.virt.libvirt.utils import ROOT_PATH
 from nova.virt.libvirt.utils import SHEEPDOG_GAP
 from nova.virt.libvirt.utils import SHEEPDOG_IQN
+from nova.virt.libvirt.utils import SHEEPDOG_MUCH_ROOM
 from nova.virt.libvirt.utils import SHEEPDOG_PIECES
 from nova.virt.libvirt.utils import SHEEPDOG_PROGRESS
 from nova.virt.libvirt.utils import SHEEPDOG_RECORD
 from nova.virt.libvirt.utils import SHEEPDOG_ROOM
 from nova.virt.libvirt.utils import SHEEPDOG_SHIFT
+from nova.virt.libvirt.utils import SHEEPDOG_SPACE_LIFE
+from nova.virt.libvirt.utils import SHEEPDOG_SPACES
 
 
 @after('', "RESIZE_SNAPSHOT_NAME = 'nova-resize'")
@@ -49,6 +52,13 @@ def _():
 
     # Bytes, copies included, that a cluster has to have left for a snapshot
     SHEEPDOG_ROOM = 256 * units.Mi
+
+    # Seconds for which the space of a cluster is remembered, as each sheep
+    # looks at every object that it stores to tell it; bytes that are not
+    # filled meanwhile; and by gateway, when it was asked and what it told
+    SHEEPDOG_SPACE_LIFE = 300
+    SHEEPDOG_MUCH_ROOM = 256 * units.Gi
+    SHEEPDOG_SPACES = {}
 
     # Bytes that read_sheepdog_record() reads, as dog takes it
     SHEEPDOG_RECORD = '512'
@@ -233,20 +243,36 @@ def get_sheepdog_redundancy() -> float:
 
 
 @after('', 'def load_file(path: str) -> str:')
-def _get_sheepdog_space() -> ty.Tuple[int, ...]:
+def _get_sheepdog_space(enough: int = 0) -> ty.Tuple[int, ...]:
     """Tell the size of all disks of the cluster, copies included.
 
     ``dog node info`` sums it up as well, and then reads the inode of every
     VDI to tell how large they all would be.
 
+    :param enough: free bytes that there have to have been for an answer of
+        some minutes ago
     :returns: total, used and free bytes
     :raises: exception.SheepdogError
     """
+    gateway = get_sheepdog_gateway()
+    asked, space = SHEEPDOG_SPACES.get(gateway, (None, None))
+    if space and space[2] >= enough and (
+            time.monotonic() - asked < SHEEPDOG_SPACE_LIFE):
+        return space
+    # 0 127.0.0.1:7000 128 0
+    nodes = (line.split(' ') for line in
+             _dog('node list -r')[0].splitlines())
+    # A gateway, which stores nothing, has no virtual nodes. It tells of its
+    # disk all the same.
+    storing = {node[1] for node in nodes if node[2] != '0'}
     # 127.0.0.1:7000 0 80861020160 4370432 80856649728 0% /var/lib/sheepdog
-    disks = [line.split(' ')[2:5] for line in
-             _dog('node md info -A -r')[0].splitlines()]
-    return tuple(sum(int(disk[column]) for disk in disks)
-                 for column in range(3))
+    rows = (line.split(' ') for line in
+            _dog('node md info -A -r')[0].splitlines())
+    disks = [row[2:5] for row in rows if row[0] in storing]
+    space = tuple(sum(int(disk[column]) for disk in disks)
+                  for column in range(3))
+    SHEEPDOG_SPACES[gateway] = (time.monotonic(), space)
+    return space
 
 
 @after('', 'def load_file(path: str) -> str:')
@@ -374,7 +400,7 @@ def snapshot_sheepdog_disk(vdi: str, tag: str) -> bool:
         return False
     # Only now: where the VDI is missing, its snapshot may be all there is.
     delete_sheepdog_vdi(vdi, tag)
-    _total, _used, free = _get_sheepdog_space()
+    _total, _used, free = _get_sheepdog_space(enough=SHEEPDOG_MUCH_ROOM)
     if free < SHEEPDOG_ROOM:
         raise get_sheepdog_error(
             'dog node md info',

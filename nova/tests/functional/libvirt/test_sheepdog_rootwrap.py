@@ -92,6 +92,7 @@ NEAR_MISSES = [
     (*DOG, 'node', 'md', 'plug', *GATEWAY, '/etc'),
     (*DOG, 'node', 'md', 'unplug', '-A', '-r', *GATEWAY, '/sheep'),
     (*DOG, 'node', 'format', *GATEWAY),
+    (*DOG, 'node', 'list', *GATEWAY),
     (*DOG, 'vdi', 'list', *GATEWAY),
     (*DOG, 'vdi', 'list', '-r', *GATEWAY, VDI),
     (*DOG, 'vdi', 'read', *GATEWAY, VDI),
@@ -236,6 +237,7 @@ class RootwrapTest(testtools.TestCase):
         calls = {}
         answers = {
             'cluster info': 'Cluster store: plain with 2 redundancy policy',
+            'node list': '0 127.0.0.1:7000 128 0',
             'node md': '127.0.0.1:7000 0 3000000000 0 3000000000 0% /sheep',
             'vdi read': '1 1',
             'object map': 'Index       VID\n00000000   6d2d91\n',
@@ -276,6 +278,7 @@ class RootwrapTest(testtools.TestCase):
             disk.truncate(1024)
         with mock.patch.object(processutils, 'execute', execute), \
                 mock.patch.object(rootwrap, 'execute', execute), \
+                mock.patch.object(libvirt_utils, 'SHEEPDOG_SPACES', {}), \
                 mock.patch.object(libvirt_utils, '_run_qemu_img',
                                   return_value='{"virtual-size": 1024}'), \
                 mock.patch.object(sheepdog_base, 'get_directory',

@@ -35,6 +35,8 @@ class SheepdogTestMixin:
             sheepdog_fixture.SheepdogFixture(**kwargs))
         self.set_path(os.path.dirname(self.sheepdog.dog), os.environ['PATH'])
         self.useFixture(fixtures.MonkeyPatch(
+            'nova.virt.libvirt.utils.SHEEPDOG_SPACES', {}))
+        self.useFixture(fixtures.MonkeyPatch(
             'nova.utils.get_root_helper', lambda: 'env'))
         self.flags(images_type='sheepdog',
                    images_sheepdog_host=self.sheepdog.host,

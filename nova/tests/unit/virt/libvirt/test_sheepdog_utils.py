@@ -192,6 +192,22 @@ class SheepdogUtilsTestCase(sheepdog_base.SheepdogTestMixin,
              'free': int(free) / 2},
             libvirt_utils.get_sheepdog_capacity())
 
+    def test_space_is_remembered(self):
+        for enough, is_asked in ((0, True), (10 ** 9, False),
+                                 (10 ** 15, True)):
+            self.sheepdog.reset_stats()
+            libvirt_utils._get_sheepdog_space(enough)
+            self.assertEqual(
+                is_asked, 'node md info' in self.sheepdog.stats()['calls'])
+
+    def test_capacity_without_that_of_gateways(self):
+        capacities = []
+        for gateways in 0, 2:
+            self.start_sheepdog(gateways=gateways)
+            capacities.append(libvirt_utils.get_sheepdog_capacity())
+        self.assertEqual(2, self.dog('node', 'list', '-r').count(b' 0 '))
+        self.assertEqual(*capacities)
+
     def test_find_disk(self):
         for protocol, name in (
                 ('sheepdog', '0123_disk'),
