@@ -11,6 +11,8 @@
 #    under the License.
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from unittest import mock
@@ -366,6 +368,55 @@ class SheepdogBaseTestCase(_BaseTestCase):
             thread.join(60)
         self.assertEqual({}, self.names())
         self.assertEqual([], self.local_files())
+
+    def _start_importer(self):
+        """Have a process boot the image, as another host would."""
+        directory = self.useFixture(fixtures.TempDir()).path
+        configuration = os.path.join(directory, 'nova.conf')
+        with open(configuration, 'w') as stream:
+            stream.write('[DEFAULT]\nhost = %s\ninstances_path = %s\n'
+                         '[libvirt]\n' % (CONF.host, CONF.instances_path))
+            stream.writelines(
+                '%s = %s\n' % (name, getattr(CONF.libvirt, name))
+                for name in ('images_type', 'images_sheepdog_host',
+                             'images_sheepdog_port', 'images_sheepdog_portal',
+                             'images_sheepdog_timeout'))
+        path = os.path.join(directory, 'image')
+        self.fetch(path)
+        base = sheepdog_base.Base.of_image(self.image)
+        importer = subprocess.Popen(
+            [sys.executable, '-W', 'ignore', '-m',
+             'nova.tests.unit.virt.libvirt.sheepdog_importer', configuration,
+             self.tgtd.control_socket, path, base.key, base.digest,
+             uuidutils.generate_uuid() + '_disk'])
+        self.addCleanup(importer.wait)
+        self.addCleanup(importer.kill)
+        return importer
+
+    def test_process_of_the_importer_is_killed(self):
+        """The call of dog that it was in outlives it."""
+        self.step = 10
+        self.sheepdog.fault('hang', subcommand='vdi snapshot',
+                            operation='NEW_VDI')
+        importer = self._start_importer()
+        self.wait_until(lambda: 'vdi snapshot' in self.sheepdog.stats()[
+            'calls'])
+        importer.kill()
+        importer.wait()
+        self.assertEqual({'import': 1, 'lease': 1}, self.names())
+
+        disk = self.boot()
+        self.assertLess(self.fast,
+                        sheepdog_base.get_lease_time() + 2 * self.step)
+        self.sheepdog.clear_faults()
+        self.wait_until(lambda: 'import@' in self.names())
+        self.assertEqual(dict(BASE, **{'disk': 1, 'import': 1, 'import@': 1}),
+                         self.names())
+        for thread in sheepdog_base.delete_half_made():
+            thread.join(60)
+        self.assertEqual(dict(BASE, disk=1), self.names())
+        self.assertEqual([], self.local_files())
+        self.assert_complete(disk)
 
     def test_importer_is_started_again_when_others_have_taken_over(self):
         self._kill_importer_in(libvirt_utils, 'copy_with_qemu_img')
