@@ -45,6 +45,7 @@ class LibvirtDriver:
         if CONF.libvirt.images_type == 'sheepdog':
             imagebackend.Sheepdog.check_host(self._host)
             imagebackend.Sheepdog.clean_up_imports()
+            imagebackend.Sheepdog.clean_up_snapshots()
             imagebackend.Sheepdog.keep_exports(
                 self._host, sheepdog_migration.is_arriving)
             sheepdog_migration.keep_receiving(self._host)
@@ -177,9 +178,13 @@ class LibvirtDriver:
 
     substitute('snapshot',
                'with utils.tempdir(dir=snapshot_directory) as tmpdir:',
-               'as tmpdir:',
-               'as tmpdir, (\n'
-               '                    self._given_up_on_error(root_disk)):')
+               '(dir=snapshot_directory) as tmpdir:',
+               '(\n'
+               '                    dir=snapshot_directory, prefix=(\n'
+               '                        imagebackend.Sheepdog.'
+               'get_snapshot_prefix())\n'
+               '                    ) as tmpdir, '
+               'self._given_up_on_error(root_disk):')
 
     @after('', 'def snapshot(self, context, instance, image_id, '
                'update_task_state):')

@@ -13,7 +13,10 @@
 import contextlib
 import functools
 import os
+import re
+import shutil
 import socket
+import tempfile
 import threading
 import typing as ty
 
@@ -817,6 +820,31 @@ class Sheepdog(Image):
             except exception.TgtError as e:
                 LOG.warning('Left targets of imports: %s', e)
         sheepdog_base.delete_half_made()
+
+    @staticmethod
+    def get_snapshot_prefix():
+        """Tell how the directories begin that images are made in.
+
+        They stand beside those of other hosts where snapshots_directory is
+        shared.
+
+        :returns: the prefix for tempfile.mkdtemp(), which adds 8 characters
+        """
+        if CONF.libvirt.images_type != 'sheepdog':
+            return tempfile.gettempprefix()
+        return 'sheepdog-%s-' % CONF.host
+
+    @classmethod
+    def clean_up_snapshots(cls):
+        """Remove the files of images that a killed nova-compute was making.
+        """
+        parent = CONF.libvirt.snapshots_directory
+        pattern = re.compile(
+            re.escape(cls.get_snapshot_prefix()) + '[a-z0-9_]{8}')
+        for name in os.listdir(parent) if os.path.isdir(parent) else ():
+            if pattern.fullmatch(name):
+                LOG.info('Removing %s, in which an image was made', name)
+                shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
 
     @classmethod
     def delete_disks(cls, instance, names):

@@ -105,6 +105,7 @@ class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
         self._kill_compute_within(
             libvirt_utils, 'copy_with_qemu_img', server, 'createImage',
             {'name': 'snapshot'})
+        self.assertEqual([], os.listdir(self.snapshots_directory))
         self._recover(server, 2)
 
         # What it has left does not keep the next one from being made.
@@ -123,6 +124,12 @@ class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
             libvirt_guest.Guest, 'launch', server, 'rescue',
             {'rescue_image_ref': self.upload_image()})
         self._recover(server, 4)
+        self._kill_compute_within(
+            libvirt_utils, 'clone_sheepdog_vdi', server, 'createImage',
+            {'name': 'snapshot'})
+        self.assertEqual(
+            {'disk', 'disk@nova-snapshot', 'disk.rescue', 'scratch'},
+            set(self.vdis(server)))
         self._delete_server(server)
         self.assert_nothing_left(server)
 

@@ -120,11 +120,15 @@ class SheepdogSnapshotsTestCase(sheepdog_base.SheepdogTestCase):
 
     def test_failures(self):
         server = self.boot(self.upload_image())
-        with mock.patch(
-                'nova.image.glance.API.update',
-                side_effect=exception.GlanceConnectionFailed(
-                    server='glance', reason='it is a test')):
-            self._assert_failed(server, self._post_image(server))
+        for event in (
+                exception.GlanceConnectionFailed(
+                    server='glance', reason='it is a test'),
+                lambda image_id: self.glance.delete(
+                    context.get_admin_context(), image_id)):
+            with mock.patch.object(self.glance, 'during_upload',
+                                   side_effect=event) as upload:
+                self._assert_failed(server, self._post_image(server))
+            upload.assert_called_once()
 
         with self._making_image(server) as image_id:
             self.glance.delete(context.get_admin_context(), image_id)

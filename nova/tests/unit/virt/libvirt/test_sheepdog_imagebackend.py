@@ -15,6 +15,7 @@ import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from unittest import mock
 
 import ddt
@@ -221,6 +222,22 @@ class SheepdogImageTestCase(_SheepdogTestCase):
         self.assertEqual(
             1, len(self.dog('vdi', 'list', '-r').splitlines()))
         self.assertTrue(self.image.exists())
+
+    def test_files_of_images_that_a_killed_process_left(self):
+        directory = self.useFixture(fixtures.TempDir()).path
+        self.flags(group='libvirt', snapshots_directory=directory)
+        self.flags(host='one')
+        left = tempfile.mkdtemp(
+            dir=directory, prefix=imagebackend.Sheepdog.get_snapshot_prefix())
+        open(os.path.join(left, 'image'), 'w').close()
+        self.flags(host='one-b')
+        of_others = {
+            tempfile.mkdtemp(dir=directory, prefix=prefix) for prefix in
+            ('tmp', imagebackend.Sheepdog.get_snapshot_prefix())}
+        self.flags(host='one')
+        imagebackend.Sheepdog.clean_up_snapshots()
+        self.assertEqual(of_others, {os.path.join(directory, name)
+                                     for name in os.listdir(directory)})
 
     def test_delete_disks(self):
         other = objects.Instance(id=2, uuid=uuidutils.generate_uuid())
