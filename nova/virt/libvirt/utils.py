@@ -564,41 +564,59 @@ def _run_qemu_img(
     :param timeout: seconds
     :param show: function that is told, as it goes on, which fraction is done;
         there has to be -p among the arguments
-    :returns: its output, without what tells that
+    :returns: its standard output
     :raises: exception.SheepdogError
     """
-    command = _limit(('qemu-img', *arguments), timeout)
-    said = []
     try:
-        # Not by processutils, which returns nothing before the end.
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT) as process:
-            try:
-                line = b''
-                for character in iter(lambda: process.stdout.read(1), b''):
-                    line += character
-                    if character not in b'\r\n':
-                        continue
-                    #     (12.34/100%)
-                    fraction = re.match(rb' *\(([0-9.]+)/100%\)', line)
-                    if not fraction:
-                        said.append(os.fsdecode(line))
-                    elif show:
-                        show(float(fraction.group(1)) / 100)
-                    line = b''
-                said.append(os.fsdecode(line))
-            except BaseException:
-                process.terminate()
-                raise
-        if process.returncode:
-            raise processutils.ProcessExecutionError(
-                stderr=''.join(said), exit_code=process.returncode)
+        if show:
+            return _run_and_show(
+                _limit(('qemu-img', *arguments), timeout), show)
+        return run_with_time_limit('qemu-img', *arguments,
+                                   timeout=timeout)[0]
     except (processutils.ProcessExecutionError, OSError) as e:
         raise get_sheepdog_error(
             'qemu-img ' + ' '.join(arguments),
             explain_failed_command(e, '') if
             isinstance(e, processutils.ProcessExecutionError) else str(e))
+
+
+@after('', 'def load_file(path: str) -> str:')
+def _run_and_show(
+    command: ty.List[str], show: ty.Callable[[float], None],
+) -> str:
+    """Run a command that tells which fraction is done, as it goes on.
+
+    processutils returns nothing before the end.
+
+    :param command: the command and its arguments
+    :param show: function that is told
+    :returns: what else it said
+    :raises: processutils.ProcessExecutionError or OSError
+    """
+    said = []
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT) as process:
+        try:
+            line = b''
+            for character in iter(lambda: process.stdout.read(1), b''):
+                line += character
+                if character not in b'\r\n':
+                    continue
+                #     (12.34/100%)
+                fraction = re.match(rb' *\(([0-9.]+)/100%\)', line)
+                if fraction:
+                    show(float(fraction.group(1)) / 100)
+                else:
+                    said.append(os.fsdecode(line))
+                line = b''
+            said.append(os.fsdecode(line))
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise processutils.ProcessExecutionError(
+            stderr=''.join(said), exit_code=process.returncode)
     return ''.join(said)
 
 

@@ -97,6 +97,13 @@ class SheepdogUtilsTestCase(sheepdog_base.SheepdogTestMixin,
             [(100 * units.Mi, 4 * units.Mi)],
             libvirt_utils.get_sheepdog_pieces('a', units.Gi))
 
+    def test_size_beside_a_warning(self):
+        # as QEMU before 6.1 has one for its Sheepdog driver
+        self.install('qemu-img', r"""
+            echo 'qemu-img: warning: deprecated' >&2
+            echo '{"virtual-size": 5}'""")
+        self.assertEqual(5, libvirt_utils.get_size_by_qemu_img('a'))
+
     def test_copy_tells_how_far_it_is(self):
         self.install('qemu-img', r"""
             printf '    (0.00/100%%)\r    (50.25/100%%)\r'
@@ -112,7 +119,7 @@ class SheepdogUtilsTestCase(sheepdog_base.SheepdogTestMixin,
             exit 1""")
         error = self.assertRaises(
             exception.SheepdogError, libvirt_utils.copy_with_qemu_img,
-            'source', 'target', 1)
+            'source', 'target', 1, lambda fraction: None)
         self.assertIn('source target', str(error))
         self.assertTrue(str(error).endswith(': qemu-img: it is full'))
 
