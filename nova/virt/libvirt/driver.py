@@ -137,7 +137,7 @@ class LibvirtDriver:
     def _(self):
         if CONF.libvirt.images_type == 'sheepdog':
             sheepdog_base.delete_unused()
-            self._delete_leftovers_of_builds()
+            self._delete_leftovers()
 
     @before('cache_image', 'cache_dir = os.path.join(CONF.instances_path,')
     def _(self, context, image_id):
@@ -145,13 +145,14 @@ class LibvirtDriver:
             return imagebackend.Sheepdog.cache_image(context, image_id)
 
     @after('', 'def _cleanup_rbd(self, instance):')
-    def _delete_leftovers_of_builds(self):
-        """Delete what failed builds left and no host is told to delete.
+    def _delete_leftovers(self):
+        """Delete what is left here of instances of no or another host.
 
         Nova takes the host off an instance whose build it gives up, so the
         deletion of the instance does not come here. When the VDIs could not
-        be deleted as the build failed, its directory is still there. Another
-        host may build it meanwhile: nothing is done before it is deleted.
+        be deleted as the build failed, its directory is still there. So it is
+        where a live migration to here was interrupted. Another host may have
+        it now: nothing is done before it is deleted.
         """
         context = nova_context.get_admin_context(read_deleted='yes')
         defined = set(self.list_instance_uuids())
@@ -162,7 +163,7 @@ class LibvirtDriver:
                 instance = objects.Instance.get_by_uuid(context, name)
             except exception.InstanceNotFound:
                 continue
-            if instance.deleted and instance.host is None:
+            if instance.deleted and instance.host != CONF.host:
                 self.delete_instance_files(instance)
 
     @after('unrescue', "if CONF.libvirt.images_type == 'rbd':")
@@ -271,6 +272,15 @@ class LibvirtDriver:
         if CONF.libvirt.images_type == 'sheepdog' and (
                 instance.task_state == task_states.REBUILD_SPAWNING):
             created_disks = False
+
+    @before('resume_state_on_host_boot',
+            ('self._hard_reboot(context, instance, network_info,',
+             'self._hard_reboot(context, instance, network_info, '
+             'block_device_info)'))
+    def _(self, instance):
+        if CONF.libvirt.images_type == 'sheepdog' and (
+                not self.instance_exists(instance)):
+            sheepdog_migration.check_has_not_gone(instance)
 
     @before('unpause', 'guest.resume()')
     def _(self, guest):

@@ -33,6 +33,7 @@ from oslo_log import log as logging
 
 from nova.compute import vm_states
 import nova.conf
+from nova import context as nova_context
 from nova import exception
 from nova.i18n import _
 from nova import objects
@@ -117,6 +118,27 @@ def check_source(guest, dest_check_data):
             'it reaches its VDIs by the native transport, and so would it '
             'at the destination, where it could not be told to read again '
             'what the source has changed; migrate it cold'))
+
+
+def check_has_not_gone(instance):
+    """Refuse to start a guest unasked which may run on another host.
+
+    nova-compute may have been killed in a live migration from here, which
+    libvirt goes on with. Nova notes that it has failed.
+
+    :param instance: the nova.objects.instance.Instance, of which libvirt here
+        has no guest
+    :raises: exception.InstancePowerOnFailure
+    """
+    migrations = objects.MigrationList.get_by_filters(
+        nova_context.get_admin_context(), {'instance_uuid': instance.uuid})
+    last = max(migrations, key=lambda migration: migration.id, default=None)
+    if last and (last.migration_type, last.source_compute, last.status) == (
+            'live-migration', CONF.host, 'error'):
+        raise exception.InstancePowerOnFailure(reason=_(
+            'its live migration to %s was interrupted, and libvirt here does '
+            'not have its guest; see that no guest of this instance runs '
+            'there, and reboot it hard') % last.dest_compute)
 
 
 def _get_vdis(instance, names):

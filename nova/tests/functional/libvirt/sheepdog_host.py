@@ -32,6 +32,7 @@ from oslo_messaging._drivers import impl_fake
 
 from nova.compute import manager
 import nova.conf
+from nova import context as nova_context
 from nova import exception
 from nova.image import glance
 from nova.network import neutron
@@ -122,6 +123,18 @@ class Control:
 
     def xml(self, uuid):
         return self._domain(uuid).XMLDesc()
+
+    def pause(self, uuid):
+        self._domain(uuid).suspend()
+
+    def remove(self, uuid):
+        """Do what an administrator does with a guest that Nova has lost."""
+        domain = self._domain(uuid)
+        domain.destroy()
+        domain.undefine()
+
+    def run_image_cache_pass(self):
+        self.driver.manage_image_cache(nova_context.get_admin_context(), [])
 
     def targets(self):
         return sorted(tgt._get_targets())

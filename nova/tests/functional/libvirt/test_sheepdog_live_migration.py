@@ -21,6 +21,9 @@ import re
 
 import fixtures
 
+from nova.compute import power_state
+from nova import context as nova_context
+from nova import objects
 from nova.tests.fixtures import migration_guest
 from nova.tests.functional.libvirt import sheepdog_hosts
 
@@ -121,6 +124,12 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         """
         self.assertEqual(0, self.wait_for_pass(1))
         self.act(self.server, 'pause', None, 'PAUSED')
+        self.compare_disk()
+        self._delete_server(self.server)
+        self.assert_nothing_left(self.server)
+
+    def compare_disk(self):
+        """Compare the whole disk of the guest, which is paused."""
         passes = self.last_pass() + 1
         damage = {}
         for number in range(1, migration_guest.OBJECTS):
@@ -133,8 +142,6 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
                 data, number, passes)
         self.assertEqual({}, {number: sectors for number, sectors
                               in damage.items() if sectors})
-        self._delete_server(self.server)
-        self.assert_nothing_left(self.server)
 
     def tell_stop_time(self):
         """Have it told how long the guest was stopped.
@@ -201,3 +208,43 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         self.assert_guest_is(PAUSED, self.two)
         self.act(self.server, 'unpause', None, 'ACTIVE')
         self.assert_no_damage()
+
+    def _note_that_it_runs(self):
+        """Have Nova know that the guest runs, which it has seen paused."""
+        with nova_context.target_cell(
+                nova_context.get_admin_context(),
+                self.cell_mappings['cell1']) as context:
+            instance = objects.Instance.get_by_uuid(
+                context, self.server['id'])
+            instance.power_state = power_state.RUNNING
+            instance.save()
+
+    def test_source_is_killed(self):
+        with open(self.one.configuration, 'a') as configuration:
+            configuration.write(
+                '[DEFAULT]\nresume_guests_state_on_host_boot = True\n')
+        self.one.control.set_option('live_migration_bandwidth', 1, 'libvirt')
+        self.ask_to_migrate()
+        self.wait_until(lambda: len(self.guest_states(self.server)) == 2)
+        self.one.kill()
+        # libvirt goes on with it. Nova does not know, and would start another
+        # guest where this one was.
+        self.wait_until(lambda: self.two.control.states() == {
+            self.server['id']: RUNNING})
+        self._note_that_it_runs()
+        self.start_computes(self.one)
+        self.wait_until(lambda: self.api.get_server(self.server['id'])[
+            'status'] == 'ERROR')
+        self.assertEqual(self.one, self.host_of(self.server))
+        self.assert_guest_is(RUNNING, self.two)
+        self.assertEqual(0, self.wait_for_pass(1))
+        self.two.control.pause(self.server['id'])
+        self.compare_disk()
+        # This is what the guide says.
+        self.two.control.remove(self.server['id'])
+        self.act(self.server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        self.assert_guest_is(RUNNING, self.one)
+        self._delete_server(self.server)
+        self.assertEqual(['two'], list(self.leftovers(self.server)['targets']))
+        self.two.control.run_image_cache_pass()
+        self.assert_nothing_left(self.server)
