@@ -9,6 +9,7 @@
 # WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 # License for the specific language governing permissions and limitations
 # under the License.
+
 """Measure how fast the backend is, each thing against another.
 
 tox calls this. It measures one figure after the other, each in a test bed of
@@ -72,6 +73,11 @@ def parse(arguments):
              'deleted again; only the figure growth, if it is killed, leaves '
              'VDIs, whose names begin with "bench-"')
     parser.add_argument(
+        '--small', metavar='HOST:PORT',
+        help='a gateway of another real cluster, which keeps 10 VDIs while '
+             'the first one gets more, so that both can be measured in turn '
+             'and not one after the other')
+    parser.add_argument(
         '--dog', type=pathlib.Path, metavar='PATH',
         help='the dog of that cluster (default: the one in PATH)')
     parser.add_argument(
@@ -87,19 +93,22 @@ def parse(arguments):
         help='exit with 1 as well if a figure is not what is wanted')
     options = parser.parse_args(arguments)
 
+    for name in 'sheepdog', 'small':
+        gateway = getattr(options, name)
+        if gateway:
+            host, _colon, port = gateway.rpartition(':')
+            try:
+                ipaddress.IPv4Address('127.0.0.1' if host == 'localhost'
+                                      else host)
+                int(port)
+            except ValueError:
+                parser.error('--%s: %s is not HOST:PORT' % (name, gateway))
     if options.sheepdog:
-        host, _colon, port = options.sheepdog.rpartition(':')
-        try:
-            ipaddress.IPv4Address('127.0.0.1' if host == 'localhost'
-                                  else host)
-            options.gateway = host, int(port)
-        except ValueError:
-            parser.error('--sheepdog: %s is not HOST:PORT' % options.sheepdog)
         options.dog = options.dog or shutil.which('dog')
         if not (options.dog and os.access(options.dog, os.X_OK)):
             parser.error('--dog: there is no dog at %s' % options.dog)
-    elif options.dog:
-        parser.error('--dog goes with --sheepdog')
+    elif options.dog or options.small:
+        parser.error('--dog and --small go with --sheepdog')
     if options.qemu:
         if options.qemu.name != 'qemu-img' or not (
                 os.access(options.qemu, os.X_OK)):
@@ -133,11 +142,15 @@ def measure(name, venv, options):
     command = [PYTHON, ROOT / 'tools/testbed', '--venv', venv,
                '--rootwrap-daemon']
     environment = dict(os.environ, BENCH_VDIS=str(options.vdis))
+    for prefix, gateway in (('SHEEPDOG', options.sheepdog),
+                            ('BENCH_SMALL', options.small)):
+        if gateway:
+            host, _colon, port = gateway.rpartition(':')
+            environment.update({prefix + '_HOST': host,
+                                prefix + '_PORT': port})
     if options.sheepdog:
         command += ['--dog', options.dog]
-        host, port = options.gateway
-        environment.update(SHEEPDOG_HOST=host, SHEEPDOG_PORT=str(port),
-                           SHEEPDOG_DOG=str(options.dog))
+        environment['SHEEPDOG_DOG'] = str(options.dog)
     if options.qemu:
         environment['BENCH_QEMU'] = str(options.qemu.parent)
     command += ['--', 'python', '-W', 'ignore',

@@ -9,6 +9,7 @@
 # WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 # License for the specific language governing permissions and limitations
 # under the License.
+
 """Many boots of a new image on many hosts at once."""
 
 import concurrent.futures
@@ -61,24 +62,24 @@ def boot_many(host, image_id):
     return vdis, len(imports)
 
 
-def be_host(gateway, files, image_id, start, answers):
+def be_host(gateway, files, image_id, start, end, answers):
     """Be one host, in a process of its own.
 
     :param gateway: the Gateway
     :param files: see bench_host.Images
     :param image_id: id of the image
     :param start: barrier at which all hosts wait for one another
+    :param end: barrier at which they wait before they delete their disks
     :param answers: queue for what boot_many() returns, or an exception
     """
     try:
         with bench_host.Host(gateway, bench_host.Images(files)) as host:
             start.wait(LIMIT)
             answers.put(boot_many(host, image_id))
-            # The first host to end takes nothing from the others.
-            start.wait(LIMIT)
+            end.wait(LIMIT)
     except Exception as e:
-        start.abort()
         answers.put(e)
+        start.abort()
 
 
 def measure_crowd():
@@ -89,11 +90,11 @@ def measure_crowd():
         path = os.path.join(host.directory, 'image')
         bench_host.write_image(path, data=64 * units.Mi)
         image_id = host.add_image(path, 'raw')
-        start = processes.Barrier(HOSTS)
+        start, end = processes.Barrier(HOSTS), processes.Barrier(HOSTS + 1)
         answers = processes.Queue()
         hosts = [processes.Process(target=be_host, daemon=True, args=(
             Gateway(cluster.host, cluster.port), host.images.files, image_id,
-            start, answers)) for _number in range(HOSTS)]
+            start, end, answers)) for _number in range(HOSTS)]
         for process in hosts:
             process.start()
         vdis = set()
@@ -106,13 +107,12 @@ def measure_crowd():
                 raise answer
             vdis.update(answer[0])
             imports += answer[1]
-        for process in hosts:
-            process.join()
         lacking = [vdi for vdi in vdis
                    if not libvirt_utils.sheepdog_vdi_exists(vdi)]
         if len(vdis) != HOSTS * BOOTS or lacking:
             raise RuntimeError('%d disks were made, and these are not there: '
                                '%s' % (len(vdis), ', '.join(lacking)))
-        for vdi in vdis:
-            libvirt_utils.delete_sheepdog_vdi(vdi)
+        end.wait(LIMIT)
+        for process in hosts:
+            process.join()
         tell.result('crowd', imports, boots=len(vdis))

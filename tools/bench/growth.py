@@ -9,9 +9,9 @@
 # WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 # License for the specific language governing permissions and limitations
 # under the License.
+
 """What a cluster with many VDIs costs."""
 
-import collections
 import contextlib
 import os
 import socket
@@ -134,45 +134,67 @@ def measure(contenders, words):
     return samples
 
 
+def tell_all(samples, sizes):
+    """Tell the results for the last one of the sizes.
+
+    :param samples: what measure() returned for all sizes so far
+    :param sizes: how many VDIs there were
+    """
+    for action in ROUNDS:
+        of_sizes = {size: samples[action, size] for size in sizes}
+        tell.result('growth-%s-%d' % (action, sizes[-1]),
+                    figures.ratio(of_sizes, sizes[-1], sizes[0]),
+                    samples=of_sizes)
+
+
 def measure_growth():
     most = int(os.environ['BENCH_VDIS'])
     sizes = [size for size in figures.SIZES if size <= most]
-    samples = {}
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(bench_host.make_cluster())
-        host = stack.enter_context(bench_host.Host(first))
+        def fill(cluster, size):
+            filling = stack.enter_context(Filling(cluster))
+            filling.grow(size)
+            return filling
+
+        def get_contenders_of(cluster, size):
+            return get_contenders(host, cluster, size, image_id)
+
+        cluster = stack.enter_context(bench_host.make_cluster())
+        host = stack.enter_context(bench_host.Host(cluster))
         path = os.path.join(host.directory, 'image')
         bench_host.write_image(path, IMAGE_SIZE, 4 * units.Mi)
         image_id = host.add_image(path, 'raw')
-
-        if bench_host.is_cluster_real():
-            # There is one, so it is measured as it grows.
-            filling = stack.enter_context(Filling(first))
-            for size in sizes:
-                filling.grow(size)
-                samples.update(measure(
-                    get_contenders(host, first, size, image_id),
-                    '%d VDIs' % size))
-        else:
-            contenders = {}
-            for size in sizes:
-                cluster = first if size == sizes[0] else (
-                    stack.enter_context(bench_host.make_cluster()))
-                filling = stack.enter_context(Filling(cluster))
-                filling.grow(size)
-                contenders.update(get_contenders(host, cluster, size,
-                                                 image_id))
+        filling = fill(cluster, sizes[0])
+        small = get_contenders_of(cluster, sizes[0])
+        if not bench_host.is_cluster_real():
+            contenders = dict(small)
+            for size in sizes[1:]:
+                other = stack.enter_context(bench_host.make_cluster())
+                fill(other, size)
+                contenders.update(get_contenders_of(other, size))
             samples = measure(contenders, '%d to %d VDIs' % (
                 sizes[0], sizes[-1]))
-    series = collections.defaultdict(dict)
-    for (action, size), seconds in samples.items():
-        series[action][size] = seconds
-    for action, of_sizes in series.items():
-        for size in figures.SIZES[1:]:
-            if size in of_sizes:
-                tell.result('growth-%s-%d' % (action, size), figures.ratio(
-                    of_sizes, size, sizes[0]),
-                    **({'samples': of_sizes} if size == sizes[-1] else {}))
+            for number in range(1, len(sizes)):
+                tell_all(samples, sizes[:number + 1])
+        else:
+            samples = {}
+            if 'BENCH_SMALL_HOST' in os.environ:
+                other = stack.enter_context(
+                    bench_host.make_cluster('BENCH_SMALL'))
+                fill(other, sizes[0])
+                small = get_contenders_of(other, sizes[0])
             else:
+                # There is but one, so it is measured as it grows.
+                samples = measure(small, '%d VDIs' % sizes[0])
+                small = {}
+            for number, size in enumerate(sizes[1:], 1):
+                filling.grow(size)
+                samples.update(measure(
+                    {**small, **get_contenders_of(cluster, size)},
+                    '%d VDIs' % size))
+                tell_all(samples, sizes[:number + 1])
+    for size in figures.SIZES:
+        if size not in sizes:
+            for action in ROUNDS:
                 tell.missing('growth-%s-%d' % (action, size),
                              'needs --vdis %d' % size)

@@ -51,19 +51,19 @@ DISK_SIZE = 4 * units.Gi
 NEEDS_QEMU = 'needs --qemu'
 
 
-@contextlib.contextmanager
-def make_cluster():
+def make_cluster(prefix='SHEEPDOG'):
     """Have the cluster that SHEEPDOG_HOST, _PORT and _DOG name.
 
     Where they name none it is a simulated one of its own.
 
-    :returns: the sheepdog.Cluster
+    :param prefix: of the names of the first two
+    :returns: the sheepdog.Cluster, a context
     """
-    address = os.environ.get('SHEEPDOG_HOST')
-    with (sheepdog.Cluster(os.environ['SHEEPDOG_DOG'], address,
-                           int(os.environ['SHEEPDOG_PORT']))
-          if address else sheepdog.SheepdogFixture()) as cluster:
-        yield cluster
+    if not is_cluster_real():
+        return sheepdog.SheepdogFixture()
+    return sheepdog.Cluster(os.environ['SHEEPDOG_DOG'],
+                            os.environ[prefix + '_HOST'],
+                            int(os.environ[prefix + '_PORT']))
 
 
 def is_cluster_real():
@@ -117,9 +117,11 @@ class Host:
         self.context = nova_context.get_admin_context()
         self.calls = []
         self._cluster = cluster
+        # By address: all that were used
+        self._clusters = {}
         self._stack = contextlib.ExitStack()
         # What the names of VDIs begin with that are to go at the end
-        self._ids = set(self.images.files)
+        self._ids = set()
 
     def __enter__(self):
         self.directory = self._stack.enter_context(
@@ -163,18 +165,20 @@ class Host:
     def _delete_all(self):
         if not is_cluster_real() or not self._ids:
             return
-        for vdi, tag in sorted(libvirt_utils.list_sheepdog_vdis(),
-                               key=lambda pair: pair[1] or ''):
-            # a VDI before its snapshots
-            if vdi.partition('_')[0] in self._ids:
-                libvirt_utils.delete_sheepdog_vdi(vdi, tag)
+        for cluster in list(self._clusters.values()):
+            self.use(cluster)
+            for vdi, tag in sorted(libvirt_utils.list_sheepdog_vdis(),
+                                   key=lambda pair: pair[1] or ''):
+                # a VDI before its snapshots
+                if vdi.partition('_')[0] in self._ids:
+                    libvirt_utils.delete_sheepdog_vdi(vdi, tag)
 
-    @staticmethod
-    def use(cluster):
+    def use(self, cluster):
         """Have another cluster or another way to it.
 
         :param cluster: what has its host and port
         """
+        self._clusters[cluster.host, cluster.port] = cluster
         CONF.set_override('images_sheepdog_host', cluster.host, 'libvirt')
         CONF.set_override('images_sheepdog_port', cluster.port, 'libvirt')
 

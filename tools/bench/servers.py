@@ -9,6 +9,7 @@
 # WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 # License for the specific language governing permissions and limitations
 # under the License.
+
 """createImage of a server that runs, through the whole of Nova."""
 
 # It patches what is imported after it, as Nova's tests want it.
