@@ -74,6 +74,8 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
     STUB_COMPUTE_ID = False
     CAST_AS_CALL = False
     IMAGES_TYPE = 'sheepdog'
+    # in a real cluster
+    _bases_before = frozenset()
 
     def setUp(self):
         self.real_libvirt = self.useFixture(real_libvirt.RealLibvirtFixture())
@@ -87,9 +89,11 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         """Return the sheepdog.Cluster to use."""
         host = os.environ.get('SHEEPDOG_HOST')
         if host:
-            return self.useFixture(sheepdog.Cluster(
+            cluster = self.useFixture(sheepdog.Cluster(
                 os.environ['SHEEPDOG_DOG'], host,
                 int(os.environ['SHEEPDOG_PORT'])))
+            self._bases_before = self._list_bases(cluster)
+            return cluster
         return self.useFixture(sheepdog.SheepdogFixture())
 
     def _setup_services(self):
@@ -461,10 +465,13 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         return vdis
 
     def bases(self):
-        """Return the names of the base images, and of what serves to make
-        them.
+        """Return the names of the base images that this test has made, and of
+        what serves to make them.
         """
-        status, out, err = self.sheepdog.run('vdi', 'list', '-r')
+        return self._list_bases(self.sheepdog) - self._bases_before
+
+    def _list_bases(self, cluster):
+        status, out, err = cluster.run('vdi', 'list', '-r')
         self.assertEqual((0, b''), (status, err))
         names = {line.split()[1] for line in out.decode().splitlines()}
         return {name for name in names
