@@ -166,7 +166,7 @@ def get_sheepdog_error(
 @after('', 'def load_file(path: str) -> str:')
 def _dog(
     subcommand: str, *arguments: str, data: ty.Optional[str] = None,
-    patience: int = 1,
+    patience: int = 1, sheep: ty.Optional[ty.Tuple[str, str]] = None,
 ) -> ty.Tuple[str, str]:
     """Run ``dog`` against the gateway.
 
@@ -174,11 +174,12 @@ def _dog(
     :param arguments: what stands behind the gateway's address
     :param data: what it reads from its standard input
     :param patience: how often it may take the time that others may
+    :param sheep: IPv4 address and port of the sheep daemon to ask instead
     :returns: its standard output and standard error
     :raises: exception.SheepdogVDINotFound, exception.SheepdogTagNotFound,
         exception.SheepdogVDIExists or exception.SheepdogError
     """
-    host, port = get_sheepdog_gateway()
+    host, port = sheep or get_sheepdog_gateway()
     command = ('dog', *subcommand.split(), '-a', host, '-p', port,
                *arguments)
     try:
@@ -204,7 +205,8 @@ def _dog(
         kind = exception.SheepdogVDIExists
     else:
         kind = exception.SheepdogError
-    if 'failed to connect' in reason or reason.endswith('I/O error'):
+    if not sheep and ('failed to connect' in reason or
+                      reason.endswith('I/O error')):
         reason = _('%s. Check [libvirt]images_sheepdog_host and '
                    'images_sheepdog_port, and that the sheep daemon runs '
                    'there') % reason
@@ -261,20 +263,33 @@ def _get_sheepdog_space(enough: int = 0) -> ty.Tuple[int, ...]:
     if space and space[2] >= enough and (
             time.monotonic() - asked < SHEEPDOG_SPACE_LIFE):
         return space
-    # 0 127.0.0.1:7000 128 0
-    nodes = (line.split(' ') for line in
-             _dog('node list -r')[0].splitlines())
-    # A gateway, which stores nothing, has no virtual nodes. It tells of its
-    # disk all the same.
-    storing = {node[1] for node in nodes if node[2] != '0'}
-    # 127.0.0.1:7000 0 80861020160 4370432 80856649728 0% /var/lib/sheepdog
-    rows = (line.split(' ') for line in
-            _dog('node md info -A -r')[0].splitlines())
-    disks = [row[2:5] for row in rows if row[0] in storing]
-    space = tuple(sum(int(disk[column]) for disk in disks)
-                  for column in range(3))
+    try:
+        space = _ask_sheepdog_space()
+    except exception.SheepdogError as e:
+        if not space:
+            raise
+        # A sheep that has just died is asked until the others notice.
+        LOG.warning('Going by the space that the cluster had before: %s', e)
+        return space
     SHEEPDOG_SPACES[gateway] = (time.monotonic(), space)
     return space
+
+
+@after('', 'def load_file(path: str) -> str:')
+def _ask_sheepdog_space() -> ty.Tuple[int, ...]:
+    disks = []
+    # 0 127.0.0.1:7000 128 0
+    for line in _dog('node list -r')[0].splitlines():
+        _id, name, virtual_nodes, _zone = line.split(' ')
+        # A gateway, which stores nothing, has none. It would tell of its disk
+        # all the same.
+        if virtual_nodes != '0':
+            # 127.0.0.1:7000 0 80861020160 4370432 80856649728 0% /sheep
+            out, _err = _dog('node md info -r',
+                             sheep=tuple(name.rsplit(':', 1)))
+            disks += [row.split(' ')[2:5] for row in out.splitlines()]
+    return tuple(sum(int(disk[column]) for disk in disks)
+                 for column in range(3))
 
 
 @after('', 'def load_file(path: str) -> str:')

@@ -207,11 +207,21 @@ class SheepdogUtilsTestCase(sheepdog_base.SheepdogTestMixin,
             self.assertEqual(
                 is_asked, 'node md info' in self.sheepdog.stats()['calls'])
 
+    def test_space_when_a_sheep_does_not_answer(self):
+        space = libvirt_utils._get_sheepdog_space()
+        self.sheepdog.kill()
+        self.assertEqual(
+            space, libvirt_utils._get_sheepdog_space(enough=10 ** 15))
+        libvirt_utils.SHEEPDOG_SPACES.clear()
+        self.assertRaises(exception.SheepdogError,
+                          libvirt_utils._get_sheepdog_space)
+
     def test_capacity_without_that_of_gateways(self):
         capacities = []
         for gateways in 0, 2:
             self.start_sheepdog(gateways=gateways)
             capacities.append(libvirt_utils.get_sheepdog_capacity())
+            self.assertEqual(3, self.sheepdog.stats()['calls']['node md info'])
         self.assertEqual(2, self.dog('node', 'list', '-r').count(b' 0 '))
         self.assertEqual(*capacities)
 
