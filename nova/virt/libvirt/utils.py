@@ -57,7 +57,7 @@ def _():
     # looks at every object that it stores to tell it; bytes that are not
     # filled meanwhile; and by gateway, when it was asked and what it told
     SHEEPDOG_SPACE_LIFE = 300
-    SHEEPDOG_MUCH_ROOM = 256 * units.Gi
+    SHEEPDOG_MUCH_ROOM = 64 * units.Gi
     SHEEPDOG_SPACES = {}
 
     # Bytes that read_sheepdog_record() reads, as dog takes it
