@@ -78,6 +78,9 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
     _bases_before = frozenset()
 
     def setUp(self):
+        # eventlet has made the output of this process non-blocking, and
+        # subunit loses what does not fit into the pipe of its reader.
+        self.addCleanup(os.set_blocking, 1, True)
         self.real_libvirt = self.useFixture(real_libvirt.RealLibvirtFixture())
         self.testbed = self.real_libvirt.testbed
         self.useFixture(fixtures.MonkeyPatch(
