@@ -16,6 +16,7 @@ from nova.compute.manager import CONF
 from nova.compute.manager import fields
 from nova.compute.manager import LOG
 from nova import objects
+from nova.virt.libvirt import sheepdog_migration
 from nova.virt.libvirt.storage import rootwrap
 
 
@@ -33,6 +34,12 @@ class ComputeManager:
         # Hosts that share instances_path do not share exports.
         do_cleanup |= ('image_type' in migrate_data and
                        migrate_data.image_type == 'sheepdog')
+
+    @before('prep_snapshot_based_resize_at_dest',
+            'allocations = self.reportclient.get_allocs_for_consumer(')
+    def _(self, instance):
+        if CONF.libvirt.images_type == 'sheepdog':
+            sheepdog_migration.check_other_cell(instance)
 
     @before('_destroy_evacuated_instances', 'filters = {')
     def _(self, context):

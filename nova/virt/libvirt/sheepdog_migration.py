@@ -141,6 +141,24 @@ def check_has_not_gone(instance):
             'there, and reboot it hard') % last.dest_compute)
 
 
+def check_other_cell(instance):
+    """Refuse a resize from another cell which has the same cluster.
+
+    Nova takes the disks here for copies: it deletes what was left behind when
+    the resize is confirmed, and what is here when it is reverted.
+
+    :param instance: the nova.objects.instance.Instance
+    :raises: exception.MigrationPreCheckError
+    """
+    for vdi in _get_vdis(instance, (
+            'disk', 'disk.local', 'disk.swap', 'disk.config', 'disk.eph0')):
+        if libvirt_utils.sheepdog_vdi_exists(vdi):
+            raise exception.MigrationPreCheckError(reason=_(
+                'Nova would delete VDI %s, which both cells have in the same '
+                'Sheepdog cluster, while the server uses it; resize it within '
+                'its cell') % vdi)
+
+
 def _get_vdis(instance, names):
     vdis = ('%s_%s' % (instance.uuid, name) for name in names
             if 'rescue' not in name)

@@ -553,6 +553,17 @@ class SheepdogBaseTestCase(_BaseTestCase):
         self.assert_complete(disk)
         self.assertEqual({'disk': 3}, self.names())
 
+    def test_base_of_a_move_to_another_cell_goes_at_once(self):
+        self.boot()
+        disk = self.make_disk(vm_state=vm_states.ACTIVE)
+        disk._instance.migration_context = objects.MigrationContext()
+        with mock.patch.object(objects.MigrationContext, 'is_cross_cell_move',
+                               return_value=True):
+            self.boot(disk)
+            disk.flatten()
+        self.assert_complete(disk)
+        self.assertEqual({'disk': 2}, self.names())
+
     def test_image_that_is_copied_from_another_host(self):
         disk = self.make_disk()
         disk.cache(self.fetch, 'root', 16 * units.Mi)

@@ -14,11 +14,15 @@ import threading
 import types
 from unittest import mock
 
+import ddt
 from lxml import etree
+import oslo_messaging as messaging
 from oslo_utils.fixture import uuidsentinel as uuids
 from oslo_utils import units
 
 from nova.compute import manager
+from nova.compute import utils as compute_utils
+from nova import context
 from nova import exception
 from nova import objects
 from nova import test
@@ -258,6 +262,41 @@ class SourceTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
                 (image_type == 'sheepdog', False),
                 manager.ComputeManager._live_migration_cleanup_flags(
                     compute, data))
+
+
+@ddt.ddt
+class OtherCellTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.start_sheepdog()
+        self.compute = mock.Mock(spec=manager.ComputeManager, host='here',
+                                 reportclient=mock.MagicMock(),
+                                 rt=mock.Mock())
+
+    def prepare(self):
+        with mock.patch.object(compute_utils, 'EventReporter'), \
+                mock.patch.object(compute_utils,
+                                  'add_instance_fault_from_exc'):
+            manager.ComputeManager.prep_snapshot_based_resize_at_dest(
+                self.compute, context.get_admin_context(), objects.Instance(
+                    id=1, uuid=uuids.instance, vm_state='active',
+                    image_ref=None, system_metadata={},
+                    migration_context=None), None, 'node', None, None)
+
+    def test_other_cluster(self):
+        self.prepare()
+        self.compute.rt.resize_claim.assert_called_once()
+
+    @ddt.data('disk', 'disk.eph0')
+    def test_same_cluster(self, name):
+        libvirt_utils.create_sheepdog_vdi(
+            '%s_%s' % (uuids.instance, name), units.Mi)
+        error = self.assertRaises(messaging.ExpectedException, self.prepare)
+        self.assertIsInstance(error.exc_info[1],
+                              exception.MigrationPreCheckError)
+        self.assertIn('within its cell', str(error.exc_info[1]))
+        self.compute.rt.resize_claim.assert_not_called()
 
 
 class DestinationTestCase(sheepdog_base.SheepdogTestMixin,
