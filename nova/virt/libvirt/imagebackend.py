@@ -679,22 +679,34 @@ class Sheepdog(Image):
         :param guest_config: its vconfig.LibvirtConfigGuest
         :returns: dict of IQN to name of the VDI
         """
+        return {libvirt_utils.get_sheepdog_iqn(vdi): vdi
+                for vdi in Sheepdog._get_vdis(guest_config, 'iscsi')}
+
+    @staticmethod
+    def _get_vdis(guest_config, protocol):
         vdis = (libvirt_utils.get_sheepdog_vdi_of_disk(device)
                 for device in guest_config.devices
                 if isinstance(device, vconfig.LibvirtConfigGuestDisk) and
-                device.source_protocol == 'iscsi')
-        return {libvirt_utils.get_sheepdog_iqn(vdi): vdi
-                for vdi in vdis if vdi}
+                device.source_protocol == protocol)
+        # and not a volume
+        return [vdi for vdi in vdis if vdi and
+                uuidutils.is_uuid_like(vdi.partition('_')[0])]
 
     @classmethod
     def export_disks(cls, xml):
-        """Make the targets of a guest that is about to start.
+        """Have the disks ready of a guest that is about to start.
 
         :param xml: XML of the guest
-        :raises: exception.TgtError
+        :raises: exception.TgtError or exception.SheepdogError
         """
         guest_config = vconfig.LibvirtConfigGuest()
         guest_config.parse_str(xml)
+        # tgtd says so if there is none, and QEMU does not.
+        for vdi in cls._get_vdis(guest_config, 'sheepdog'):
+            if not (libvirt_utils.sheepdog_vdi_exists(vdi) or
+                    cls._finish_roll_back(vdi)):
+                raise libvirt_utils.get_sheepdog_error(
+                    'dog vdi getattr %s nova' % vdi, _('no such VDI'))
         vdis = cls.get_exports(guest_config)
         try:
             tgt.export(vdis)

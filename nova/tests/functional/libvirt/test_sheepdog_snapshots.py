@@ -112,8 +112,10 @@ class SheepdogSnapshotsTestCase(sheepdog_base.SheepdogTestCase):
         self.assertEqual('active', self.glance.images[image_id]['status'])
         self._assert_only_the_disk(server)
         # No more is read than the one object that there is.
+        clients = self.sheepdog.stats()['clients']
+        # QEMU's own driver does not say who it is.
         self.assertLessEqual(
-            self.sheepdog.stats()['clients']['tgt']['bytes_read'],
+            clients['tgt' if 'tgt' in clients else 'other']['bytes_read'],
             1.02 * 4 * units.Mi)
         self._delete_server(server)
         self.assert_nothing_left(server)

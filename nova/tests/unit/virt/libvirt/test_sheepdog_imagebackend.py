@@ -313,7 +313,9 @@ class SheepdogImageTestCase(_SheepdogTestCase):
                 return True
         return False
 
-    def test_roll_back_disks_is_killed_at_any_step(self):
+    @ddt.data('iscsi', 'native')
+    def test_roll_back_disks_is_killed_at_any_step(self, transport):
+        self.flags(images_sheepdog_transport=transport, group='libvirt')
         self.image.disk_info_mapping = {
             'bus': 'virtio', 'dev': 'vda', 'type': 'disk'}
         guest = vconfig.LibvirtConfigGuest()
@@ -337,6 +339,14 @@ class SheepdogImageTestCase(_SheepdogTestCase):
             imagebackend.Sheepdog.delete_disks(self.instance, ['disk'])
             steps += 1
         self.assertEqual(5, steps)
+
+    def test_start_without_a_disk(self):
+        for transport, kind in (('iscsi', exception.TgtError),
+                                ('native', exception.SheepdogError)):
+            self.flags(images_sheepdog_transport=transport, group='libvirt')
+            self.assertRaisesRegex(
+                kind, 'no such VDI', imagebackend.Sheepdog.export_disks,
+                self._get_guest_xml())
 
     def test_snapshot_disks_after_a_resize_that_failed(self):
         libvirt_utils.create_sheepdog_vdi(self.image.vdi, 8 * units.Mi)
