@@ -803,14 +803,17 @@ class Sheepdog(Image):
         if cls._stop_keeping:
             cls._stop_keeping.set()
 
-    @staticmethod
-    def unexport_disks(instance, ignore_errors=False):
+    @classmethod
+    def unexport_disks(cls, instance, ignore_errors=False):
         """Remove the targets of an instance from this host.
 
         :param instance: the nova.objects.instance.Instance
         :param ignore_errors: whether to log an error and go on
         :raises: exception.TgtError
         """
+        if cls.get_transport() == 'native' and tgt.get_tgtd_start() is None:
+            # It need not even be installed.
+            return
         try:
             tgt.unexport(libvirt_utils.get_sheepdog_iqn(instance.uuid + '_'))
         except exception.TgtError as e:

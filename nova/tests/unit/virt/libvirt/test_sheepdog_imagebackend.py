@@ -506,6 +506,13 @@ class SheepdogImageTestCase(_SheepdogTestCase):
             'file.vdi=%s_scratch' % (self.sheepdog.port, self.instance.uuid),
             copy.call_args[0][1])
 
+    def test_native_unexport_without_tgt(self):
+        self.flags(images_sheepdog_transport='native', group='libvirt')
+        self.tgtd.stop()
+        os.unlink(self.tgtd.control_socket)
+        self.install_only('env', 'timeout')
+        imagebackend.Sheepdog.unexport_disks(self.instance)
+
     def test_by_libvirt_path(self):
         image = imagebackend.Backend(False).by_libvirt_path(
             self.instance, 'sheepdog:0123_disk', image_type='sheepdog')
