@@ -10,9 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import multiprocessing
+import os
+import select
 from unittest import mock
 
 import ddt
+import fixtures
 from oslo_utils import units
 
 from nova import exception
@@ -122,6 +126,23 @@ class SheepdogUtilsTestCase(sheepdog_base.SheepdogTestMixin,
             'source', 'target', 1, lambda fraction: None)
         self.assertIn('source target', str(error))
         self.assertTrue(str(error).endswith(': qemu-img: it is full'))
+
+    def test_copy_dies_with_nova_compute(self):
+        self.flags(images_sheepdog_timeout=100, group='libvirt')
+        fifo = os.path.join(self.useFixture(fixtures.TempDir()).path, 'fifo')
+        os.mkfifo(fifo)
+        self.install('qemu-img', "exec >'%s'; echo; exec tail -f /dev/null"
+                     % fifo)
+        compute = multiprocessing.get_context('fork').Process(
+            target=libvirt_utils.copy_with_qemu_img,
+            args=('a', 'b', 1, lambda fraction: None))
+        compute.start()
+        with open(fifo) as output:
+            output.readline()
+            compute.kill()
+            compute.join()
+            self.assertTrue(select.select([output], [], [], 30)[0])
+            self.assertEqual('', output.read())
 
     def test_progress(self):
         now = 0.0
