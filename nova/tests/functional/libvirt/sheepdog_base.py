@@ -53,6 +53,10 @@ node = importutils.try_import('nova.virt.node')
 CONF = nova.conf.CONF
 # Seconds that a guest, a server or a daemon may take for anything.
 LIMIT = 240
+# Whether the QEMU of this host has a Sheepdog driver, which is then used, and
+# what the cluster calls who reaches VDIs: that driver does not name itself.
+IS_NATIVE = not imagebackend.Sheepdog._find_lack('sheepdog', ())
+CLIENT = 'other' if IS_NATIVE else 'tgt'
 
 
 class ComputeKilled(BaseException):

@@ -289,23 +289,28 @@ class SheepdogStartTestCase(sheepdog_base.SheepdogTestCase):
     def test_unformatted_cluster(self):
         self._assert_refused("'dog cluster format'")
 
-    @ddt.data('dog', 'tgtadm')
+    # The native transport needs none.
+    TGTADM = [] if sheepdog_base.IS_NATIVE else ['tgtadm']
+
+    @ddt.data('dog', *TGTADM)
     def test_program_is_missing(self, name):
         self.addCleanup(self.testbed.ask, 'show', name)
         self.testbed.ask('hide', name)
         self._assert_refused(name, 'not installed')
 
-    def test_no_tgtd(self):
-        self.testbed.ask('stop', 'tgtd')
-        self._assert_refused('tgtadm', 'tgt daemon')
+    if not sheepdog_base.IS_NATIVE:
 
-    def test_other_portal(self):
-        self.flags(group='libvirt', images_sheepdog_portal='127.0.0.1:1')
-        self._assert_refused('images_sheepdog_portal', '127.0.0.1:1')
+        def test_no_tgtd(self):
+            self.testbed.ask('stop', 'tgtd')
+            self._assert_refused('tgtadm', 'tgt daemon')
 
-    def test_qemu_without_the_driver(self):
-        self.flags(group='libvirt', images_sheepdog_transport='native')
-        self._assert_refused('images_sheepdog_transport', '6.1')
+        def test_other_portal(self):
+            self.flags(group='libvirt', images_sheepdog_portal='127.0.0.1:1')
+            self._assert_refused('images_sheepdog_portal', '127.0.0.1:1')
+
+        def test_qemu_without_the_driver(self):
+            self.flags(group='libvirt', images_sheepdog_transport='native')
+            self._assert_refused('images_sheepdog_transport', '6.1')
 
 
 class OtherImagesTypeTestCase(sheepdog_base.SheepdogTestCase):

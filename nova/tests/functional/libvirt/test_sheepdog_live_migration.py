@@ -25,6 +25,7 @@ from nova.compute import power_state
 from nova import context as nova_context
 from nova import objects
 from nova.tests.fixtures import migration_guest
+from nova.tests.functional.libvirt import sheepdog_base
 from nova.tests.functional.libvirt import sheepdog_hosts
 
 # libvirt's states of a domain, and its events
@@ -32,6 +33,11 @@ RUNNING = 1
 PAUSED = 3
 EVENT_SUSPENDED = 3
 EVENT_RESUMED = 4
+
+
+def load_tests(loader, tests, _pattern):
+    # On the native transport it is refused.
+    return loader.suiteClass() if sheepdog_base.IS_NATIVE else tests
 
 
 class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
