@@ -19,6 +19,7 @@ loopback, where a host finds the sheep of the cluster: its gateway, and those
 that dog asks one by one.
 """
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -135,6 +136,22 @@ class Host:
         if not self._control.recv(1):
             raise RuntimeError('the daemons of host %s did not start' %
                                self.name)
+
+    def signal_guests(self, name):
+        """Send a signal to its QEMU processes.
+
+        :param name: of the signal, such as 'SIGSTOP'
+        """
+        def namespace(pid):
+            return os.readlink('/proc/%s/ns/pid' % pid)
+
+        for path in pathlib.Path('/proc').glob('[0-9]*/comm'):
+            # Any other process may have ended.
+            with contextlib.suppress(OSError):
+                pid = path.parent.name
+                if path.read_text().startswith('qemu-system') and (
+                        namespace(pid) == namespace(self.pid)):
+                    os.kill(int(pid), signal.Signals[name])
 
     def end(self):
         """End it with all that runs in it."""

@@ -266,6 +266,9 @@ def serve(controlled, user, environment):
                     elif words[0] == 'hosts':
                         make_hosts(*words[1:])
                         answer = 'ok'
+                    elif words[0] == 'signal':
+                        made[words[1]].signal_guests(words[2])
+                        answer = 'ok'
                     elif words[0] == 'run':
                         run_in_host(*words[1:])
                         answer = 'ok'

@@ -150,21 +150,38 @@ class LibvirtDriver:
 
         Nova takes the host off an instance whose build it gives up, so the
         deletion of the instance does not come here. When the VDIs could not
-        be deleted as the build failed, its directory is still there. So it is
-        where a live migration to here was interrupted. Another host may have
-        it now: nothing is done before it is deleted.
+        be deleted as the build failed, its directory is still there. Another
+        host may have it now: nothing is done before it is deleted.
+
+        Directories and targets are also left where a live migration to here
+        was interrupted: Nova does not roll back one that it aborts because
+        nova-compute at the source was restarted.
         """
         context = nova_context.get_admin_context(read_deleted='yes')
-        defined = set(self.list_instance_uuids())
-        for name in os.listdir(CONF.instances_path):
-            if not uuidutils.is_uuid_like(name) or name in defined:
-                continue
+        exported = imagebackend.Sheepdog.get_exported()
+        directories = set(filter(uuidutils.is_uuid_like,
+                                 os.listdir(CONF.instances_path)))
+        for name in (exported | directories).difference(
+                self.list_instance_uuids()):
             try:
                 instance = objects.Instance.get_by_uuid(context, name)
             except exception.InstanceNotFound:
                 continue
-            if instance.deleted and instance.host != CONF.host:
+            if instance.host == CONF.host:
+                continue
+            if instance.deleted:
                 self.delete_instance_files(instance)
+            elif instance.host and instance.task_state is None:
+                if name in exported:
+                    LOG.info('Removing targets of an instance that is on '
+                             'host %s', instance.host, instance=instance)
+                    imagebackend.Sheepdog.unexport_disks(
+                        instance, ignore_errors=True)
+                # Else it may be that of the other host.
+                if name in directories and (
+                        CONF.workarounds
+                        .ensure_libvirt_rbd_instance_dir_cleanup):
+                    self.delete_instance_files(instance)
 
     @after('unrescue', "if CONF.libvirt.images_type == 'rbd':")
     def _(self, instance):

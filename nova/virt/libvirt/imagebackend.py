@@ -823,6 +823,20 @@ class Sheepdog(Image):
                         'host: %s', e, instance=instance)
 
     @classmethod
+    def get_exported(cls):
+        """Tell what this host exports.
+
+        :returns: set of the UUIDs of instances, and of images that are being
+            imported
+        :raises: exception.TgtError
+        """
+        if cls.get_transport() != 'iscsi':
+            return set()
+        prefix = libvirt_utils.SHEEPDOG_IQN
+        return {iqn[len(prefix):].partition('.')[0]
+                for iqn in tgt.get_targets(prefix)}
+
+    @classmethod
     def clean_up_imports(cls):
         """Remove what the imports of a nova-compute left that was killed.
 

@@ -127,6 +127,10 @@ class Control:
     def pause(self, uuid):
         self._domain(uuid).suspend()
 
+    def is_sending(self, uuid):
+        """Tell whether a guest's memory is on its way to the other host."""
+        return self._domain(uuid).jobStats().get('memory_processed', 0) > 0
+
     def remove(self, uuid):
         """Do what an administrator does with a guest that Nova has lost."""
         domain = self._domain(uuid)

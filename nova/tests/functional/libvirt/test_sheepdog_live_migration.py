@@ -225,13 +225,36 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
             instance.power_state = power_state.RUNNING
             instance.save()
 
+    def begin_to_migrate(self):
+        """Migrate until the guest is on both hosts, and on its way."""
+        self.one.control.set_option('live_migration_bandwidth', 1, 'libvirt')
+        self.ask_to_migrate()
+        self.wait_until(self.one.control.is_sending, self.server['id'])
+
+    def test_source_is_back_before_the_end(self):
+        self.begin_to_migrate()
+        # It is a matter of seconds otherwise.
+        self.testbed.ask('signal', 'two', 'SIGSTOP')
+        self.one.kill()
+        # It aborts the migration, and does not tell the other side.
+        self.start_computes(self.one)
+        self.testbed.ask('signal', 'two', 'SIGCONT')
+        self.wait_until(lambda: self.guest_states(self.server) == {
+            'one': RUNNING})
+        self._wait_for_server_parameter(
+            self.server, {'OS-EXT-STS:task_state': None})
+        self.assertEqual({'one', 'two'},
+                         set(self.leftovers(self.server)['targets']))
+        self.two.control.run_image_cache_pass()
+        self.assert_only_at(self.server, self.one)
+        self.migrate()
+        self.assert_no_damage()
+
     def test_source_is_killed(self):
         with open(self.one.configuration, 'a') as configuration:
             configuration.write(
                 '[DEFAULT]\nresume_guests_state_on_host_boot = True\n')
-        self.one.control.set_option('live_migration_bandwidth', 1, 'libvirt')
-        self.ask_to_migrate()
-        self.wait_until(lambda: len(self.guest_states(self.server)) == 2)
+        self.begin_to_migrate()
         self.one.kill()
         # libvirt goes on with it. Nova does not know, and would start another
         # guest where this one was.

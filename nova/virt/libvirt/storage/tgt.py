@@ -250,6 +250,24 @@ def restore(get_vdis):
     return list(missing.values())
 
 
+def get_targets(prefix):
+    """List some targets of this host.
+
+    :param prefix: what the IQN of each begins with
+    :returns: dict of IQN to number of the target, empty if tgtd does not run
+    :raises: exception.TgtError
+    """
+    try:
+        targets = _get_targets()
+    except exception.TgtError as e:
+        if 'failed to send request hdr to tgt daemon' not in str(e):
+            raise
+        LOG.debug('tgtd does not run, so there is no target')
+        return {}
+    return {iqn: number for iqn, number in targets.items()
+            if iqn.startswith(prefix)}
+
+
 @utils.synchronized('sheepdog-exports')
 def unexport(prefix, part=''):
     """Remove targets, also those that are in use.
@@ -258,15 +276,8 @@ def unexport(prefix, part=''):
     :param part: what it has to hold besides
     :raises: exception.TgtError
     """
-    try:
-        targets = _get_targets()
-    except exception.TgtError as e:
-        if 'failed to send request hdr to tgt daemon' not in str(e):
-            raise
-        LOG.debug('tgtd does not run, so there is no target to remove')
-        return
-    for iqn, number in targets.items():
-        if iqn.startswith(prefix) and part in iqn:
+    for iqn, number in get_targets(prefix).items():
+        if part in iqn:
             _exported.pop(iqn, None)
             _delete_target(number)
             LOG.debug('Removed target %(number)d, %(iqn)s',
