@@ -52,6 +52,7 @@ stdio_handler = "file"
 SUDOERS = """\
 Defaults env_reset
 Defaults secure_path="%(path)s"
+Defaults env_file="/etc/nova/root-environment"
 %(user)s ALL = (root) NOPASSWD: %(program)s /etc/nova/rootwrap.conf *
 """
 # As the README says it.
@@ -139,6 +140,8 @@ def configure(options, path):
     for character in '\\ ,:=':
         program = program.replace(character, '\\' + character)
     os.unlink('/etc/sudoers')
+    # The directory of a daemon that is killed goes with the bed.
+    write('/etc/nova/root-environment', 'TMPDIR=%s\n' % BED)
     write('/etc/sudoers', (
         SUDOERS + (SUDOERS_DAEMON if options.rootwrap_daemon else '')) % {
             'user': user, 'path': path, 'program': program}, 0o440)
