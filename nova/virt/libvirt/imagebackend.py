@@ -177,7 +177,7 @@ class Sheepdog(Image):
             def fetch(target):
                 prepare_template(target=target, *args, **kwargs)
 
-            if self._is_for_once():
+            if kwargs.get('image_id') and self._is_for_once():
                 with self._local_copy(self.scratch, fetch) as path:
                     self._import(path, size)
             else:
@@ -207,11 +207,15 @@ class Sheepdog(Image):
         return None
 
     def _is_for_once(self):
-        """Tell whether the image goes when the instance is there again."""
-        context = self._get_of_instance('migration_context')
+        """Tell whether the image goes when the instance is there again.
+
+        A resize makes no disk of an image unless it is one to another cell,
+        of which its migration context tells nothing there: it is missing.
+        """
         return (self._get_of_instance('vm_state') ==
                 vm_states.SHELVED_OFFLOADED or
-                bool(context and context.is_cross_cell_move()))
+                self._get_of_instance('task_state') ==
+                task_states.RESIZE_FINISH)
 
     def flatten(self):
         """Give up what an image leaves that goes with the next step.
@@ -344,7 +348,10 @@ class Sheepdog(Image):
     def direct_snapshot(self, context, snapshot_name, image_format,
                         image_id, base_image_id):
         """Learn which image is about to be made; it is made by a copy."""
-        self._image_ids[self.vdi] = image_id
+        # That of a resize to another cell is booted from there, where the
+        # cluster is another one, and goes.
+        if self._get_of_instance('task_state') != task_states.RESIZE_MIGRATING:
+            self._image_ids[self.vdi] = image_id
         raise NotImplementedError()
 
     def cleanup_direct_snapshot(self, location, also_destroy_volume=False,

@@ -553,16 +553,12 @@ class SheepdogBaseTestCase(_BaseTestCase):
         self.assert_complete(disk)
         self.assertEqual({'disk': 3}, self.names())
 
-    def test_base_of_a_move_to_another_cell_goes_at_once(self):
-        self.boot()
+    def test_image_of_a_resize_to_another_cell_has_no_base(self):
         disk = self.make_disk(vm_state=vm_states.ACTIVE)
-        disk._instance.migration_context = objects.MigrationContext()
-        with mock.patch.object(objects.MigrationContext, 'is_cross_cell_move',
-                               return_value=True):
-            self.boot(disk)
-            disk.flatten()
+        disk._instance.task_state = task_states.RESIZE_FINISH
+        self.boot(disk)
         self.assert_complete(disk)
-        self.assertEqual({'disk': 2}, self.names())
+        self.assertEqual({'disk': 1}, self.names())
 
     def test_image_that_is_copied_from_another_host(self):
         disk = self.make_disk()
@@ -634,6 +630,12 @@ class SheepdogSnapshotBaseTestCase(_BaseTestCase):
     def test_instance_that_is_being_deleted(self):
         self._extract()
         self.current = objects.Instance(task_state=task_states.DELETING)
+        self._assert_no_base()
+
+    def test_resize_to_another_cell(self):
+        # The cluster there is another one.
+        self.current.task_state = task_states.RESIZE_MIGRATING
+        self._extract()
         self._assert_no_base()
 
     @ddt.data('clone_sheepdog_vdi', 'snapshot_sheepdog_vdi',
