@@ -36,10 +36,20 @@ class ComputeManager:
                        migrate_data.image_type == 'sheepdog')
 
     @before('prep_snapshot_based_resize_at_dest',
-            'allocations = self.reportclient.get_allocs_for_consumer(')
+            "LOG.debug('Checking if we can cross-cell migrate instance to "
+            "this '")
     def _(self, instance):
         if CONF.libvirt.images_type == 'sheepdog':
             sheepdog_migration.check_other_cell(instance)
+
+    @after('_finish_snapshot_based_resize_at_dest_spawn', 'for bdm in bdms:')
+    def _(self, ctxt, instance, network_info, block_device_info):
+        # The instance of this cell goes next, and then nobody could
+        # delete the disks that were made before the failure.
+        if CONF.libvirt.images_type == 'sheepdog':
+            self.driver.destroy(
+                ctxt, instance, network_info,
+                block_device_info=block_device_info)
 
     @before('_destroy_evacuated_instances', 'filters = {')
     def _(self, context):

@@ -148,12 +148,13 @@ def check_other_cell(instance):
     the resize is confirmed, and what is here when it is reverted.
 
     :param instance: the nova.objects.instance.Instance
-    :raises: exception.MigrationPreCheckError
+    :raises: exception.NoValidHost; after any other error the conductor looks
+        for the instance in the wrong cell, and leaves it in its task state
     """
     for vdi in _get_vdis(instance, (
             'disk', 'disk.local', 'disk.swap', 'disk.config', 'disk.eph0')):
         if libvirt_utils.sheepdog_vdi_exists(vdi):
-            raise exception.MigrationPreCheckError(reason=_(
+            raise exception.NoValidHost(reason=_(
                 'Nova would delete VDI %s, which both cells have in the same '
                 'Sheepdog cluster, while the server uses it; resize it within '
                 'its cell') % vdi)

@@ -16,7 +16,6 @@ from unittest import mock
 
 import ddt
 from lxml import etree
-import oslo_messaging as messaging
 from oslo_utils.fixture import uuidsentinel as uuids
 from oslo_utils import units
 
@@ -272,7 +271,7 @@ class OtherCellTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
         self.start_sheepdog()
         self.compute = mock.Mock(spec=manager.ComputeManager, host='here',
                                  reportclient=mock.MagicMock(),
-                                 rt=mock.Mock())
+                                 network_api=mock.Mock(), rt=mock.Mock())
 
     def prepare(self):
         with mock.patch.object(compute_utils, 'EventReporter'), \
@@ -292,11 +291,23 @@ class OtherCellTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
     def test_same_cluster(self, name):
         libvirt_utils.create_sheepdog_vdi(
             '%s_%s' % (uuids.instance, name), units.Mi)
-        error = self.assertRaises(messaging.ExpectedException, self.prepare)
-        self.assertIsInstance(error.exc_info[1],
-                              exception.MigrationPreCheckError)
-        self.assertIn('within its cell', str(error.exc_info[1]))
+        error = self.assertRaises(exception.NoValidHost, self.prepare)
+        self.assertIn('within its cell', str(error))
         self.compute.rt.resize_claim.assert_not_called()
+
+    def test_failure_leaves_no_disk(self):
+        instance = objects.Instance(
+            uuid=uuids.instance, system_metadata={'old_vm_state': 'active'})
+        self.compute.driver = mock.Mock()
+        self.compute.driver.spawn.side_effect = exception.SheepdogError(
+            gateway='', command='', reason='full')
+        self.assertRaises(
+            exception.SheepdogError,
+            manager.ComputeManager._finish_snapshot_based_resize_at_dest_spawn,
+            self.compute, None, instance, objects.Migration(
+                source_compute='there', dest_compute='here'), None, [])
+        self.compute.driver.destroy.assert_called_once_with(
+            None, instance, mock.ANY, block_device_info=mock.ANY)
 
 
 class DestinationTestCase(sheepdog_base.SheepdogTestMixin,
