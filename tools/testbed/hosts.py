@@ -90,8 +90,8 @@ class Host:
     :param name: its name
     :param number: for its address on the cable, and the port of its tgtd:
         3260 for the first, and so on
-    :param port: of the cluster's first sheep on the machine's loopback; the
-        host finds each of them at the same port of its own
+    :param port: of the first sheep of its cluster on the machine's loopback;
+        the host finds each of them at the same port of its own
     :param log: file for what its daemons say
     """
 
@@ -173,15 +173,15 @@ def join(one, other):
         run(*host.command('ip', 'link', 'set', 'cable', 'up'))
 
 
-def make(names, port, log):
+def make(ports, log):
     """Return hosts that are ready, two of them on one cable.
 
-    :param names: their names, or none
-    :param port: of the cluster's first sheep on the machine's loopback
+    :param ports: dict of their names, or none, to the port of the first sheep
+        of their cluster on the machine's loopback
     :param log: file for what their daemons say
     """
-    hosts = [Host(name, number, int(port), log)
-             for number, name in enumerate(names, 1)]
+    hosts = [Host(name, number, port, log)
+             for number, (name, port) in enumerate(ports.items(), 1)]
     if hosts:
         join(*hosts)
     for host in hosts:

@@ -246,12 +246,14 @@ def serve(controlled, user, environment):
     lock = threading.Lock()
     made = {}
 
-    def make_hosts(port, *names):
+    def make_hosts(*words):
         for host in made.values():
             host.end()
         made.clear()
+        ports = {name: int(port) for name, _equals, port in (
+            word.partition('=') for word in words)}
         with open(LOGS / 'hosts.log', 'ab') as log:
-            made.update(hosts.make(names, port, log))
+            made.update(hosts.make(ports, log))
 
     def run_in_host(name, *command):
         with open(LOGS / (name + '.log'), 'ab') as log:

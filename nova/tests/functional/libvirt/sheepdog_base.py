@@ -454,13 +454,15 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         return etree.fromstring(
             connection.lookupByUUIDString(server['id']).XMLDesc(0))
 
-    def vdis(self, server):
+    def vdis(self, server, cluster=None):
         """Return the VDIs of a server and their snapshots.
 
+        :param cluster: another sheepdog.Cluster than the test's only one
         :returns: dict of name, with '@' and the tag for a snapshot, to size
             in bytes
         """
-        status, out, err = self.sheepdog.run('vdi', 'list', '-r')
+        cluster = cluster or self.sheepdog
+        status, out, err = cluster.run('vdi', 'list', '-r')
         self.assertEqual((0, b''), (status, err))
         vdis = {}
         for line in out.decode().splitlines():
@@ -471,11 +473,13 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
                 vdis[name[len(server['id']) + 1:]] = int(size)
         return vdis
 
-    def bases(self):
+    def bases(self, cluster=None):
         """Return the names of the base images that this test has made, and of
         what serves to make them.
+
+        :param cluster: as for vdis()
         """
-        return self._list_bases(self.sheepdog) - self._bases_before
+        return self._list_bases(cluster or self.sheepdog) - self._bases_before
 
     def _list_bases(self, cluster):
         status, out, err = cluster.run('vdi', 'list', '-r')

@@ -16,6 +16,7 @@ The API, scheduler, conductor and placement run in the process of the test, and
 the nova-compute of each host in a process on that host, see sheepdog_host.
 """
 
+import collections
 import contextlib
 import os
 import sys
@@ -42,12 +43,14 @@ class ComputeHost:
     :param testbed: the real_libvirt.Testbed
     :param name: its name there
     :param directory: for its files
-    :param test_path: of the socket of the test's process
+    :param test_path: of the socket of the test's process, for its cell
+    :param cluster: its sheepdog.Cluster
     :ivar control: its sheepdog_host.Control
     """
 
-    def __init__(self, testbed, name, directory, test_path):
+    def __init__(self, testbed, name, directory, test_path, cluster):
         self.name = name
+        self.cluster = cluster
         self.directory = directory
         self.configuration = os.path.join(directory, 'nova.conf')
         self._path = os.path.join(directory, 'socket')
@@ -110,15 +113,17 @@ class SheepdogHostsTestCase(sheepdog_base.SheepdogTestCase):
     """Two compute hosts, 'one' and 'two'.
 
     :ivar hosts: dict of the ComputeHosts by name
+    :ivar clusters: dict of the sheepdog.Clusters by name of the cell
     """
 
+    # The cell of each; the hosts of a cell have a cluster of their own.
+    CELLS = {'one': 'cell1', 'two': 'cell1'}
     # [libvirt] options of all hosts
     OPTIONS = {}
 
     def _setup_compute_service(self):
         self.hosts = {}
         directory = self.useFixture(fixtures.TempDir()).path
-        path = os.path.join(directory, 'socket')
         send = impl_fake.FakeDriver.send
 
         def send_there(driver, target, context, message, wait_for_reply=None,
@@ -135,26 +140,44 @@ class SheepdogHostsTestCase(sheepdog_base.SheepdogTestCase):
 
         self.useFixture(fixtures.MonkeyPatch(
             'oslo_messaging._drivers.impl_fake.FakeDriver.send', send_there))
+        self.clusters = {}
+        for cell in self.CELLS.values():
+            if cell not in self.clusters:
+                self.clusters[cell] = (self.start_cluster() if self.clusters
+                                       else self.sheepdog)
+                self._serve_cell(cell, os.path.join(directory, cell),
+                                 send_there)
+        self.addCleanup(self.testbed.ask, 'hosts')
+        self.testbed.ask('hosts', *(
+            '%s=%d' % (name, self.clusters[cell].port)
+            for name, cell in self.CELLS.items()))
+        self.addOnException(self._show_logs)
+        for number, (name, cell) in enumerate(self.CELLS.items(), 1):
+            self._make_host(name, number, directory,
+                            os.path.join(directory, cell),
+                            self.clusters[cell])
+        self.start_computes(*self.hosts.values())
+        host_mapping.discover_hosts(nova_context.get_admin_context())
+
+    def _serve_cell(self, cell, path, send):
+        """Let the hosts of a cell reach what runs in this process.
+
+        :param cell: its name
+        :param path: of the socket to make
+        :param send: what to use as oslo.messaging's FakeDriver.send()
+        """
         context = nova_context.get_admin_context()
         with nova_context.target_cell(
-                context, self.cell_mappings['cell1']) as targeted:
+                context, self.cell_mappings[cell]) as targeted:
             connections = {name: getattr(targeted, name)
                            for name in sheepdog_bridge.CONNECTIONS}
         server = sheepdog_bridge.Server(
-            path, messages=sheepdog_bridge.Messages(
-                send_there, **connections),
+            path, messages=sheepdog_bridge.Messages(send, **connections),
             placement=self.placement.fixture, images=self.glance,
             image_data=self.glance._imagedata,
             networks=self.neutron._get_client(context, admin=True))
         self.addCleanup(server.server_close)
         self.addCleanup(server.shutdown)
-        self.addCleanup(self.testbed.ask, 'hosts', '0')
-        self.testbed.ask('hosts', str(self.sheepdog.port), 'one', 'two')
-        self.addOnException(self._show_logs)
-        for number, name in enumerate(('one', 'two'), 1):
-            self._make_host(name, number, directory, path)
-        self.start_computes(*self.hosts.values())
-        host_mapping.discover_hosts(context)
 
     def start_computes(self, *hosts):
         """Start nova-compute on hosts where it does not run."""
@@ -163,10 +186,10 @@ class SheepdogHostsTestCase(sheepdog_base.SheepdogTestCase):
         for host in hosts:
             host.wait_until_ready(self.wait_until)
 
-    def _make_host(self, name, number, directory, path):
+    def _make_host(self, name, number, directory, path, cluster):
         directory = os.path.join(directory, name)
         os.mkdir(directory)
-        host = ComputeHost(self.testbed, name, directory, path)
+        host = ComputeHost(self.testbed, name, directory, path, cluster)
         options = {
             'DEFAULT': {
                 'compute_driver': 'libvirt.LibvirtDriver',
@@ -188,7 +211,7 @@ class SheepdogHostsTestCase(sheepdog_base.SheepdogTestCase):
             'libvirt': dict({
                 'cpu_mode': 'none',
                 'images_sheepdog_host': '127.0.0.1',
-                'images_sheepdog_port': self.sheepdog.port,
+                'images_sheepdog_port': cluster.port,
                 'images_sheepdog_portal': '127.0.0.1:%d' % (3259 + number),
                 'images_type': 'sheepdog',
                 'live_migration_inbound_addr': '10.0.0.%d' % number,
@@ -236,7 +259,9 @@ class SheepdogHostsTestCase(sheepdog_base.SheepdogTestCase):
 
     def leftovers(self, server):
         return {
-            'VDIs': self.vdis(server),
+            'VDIs': dict(collections.ChainMap(*(
+                self.vdis(server, cluster)
+                for cluster in self.clusters.values()))),
             'targets': {
                 name: names for name, names in (
                     (name, [target for target in host.control.targets()

@@ -20,6 +20,7 @@ import os
 import fixtures
 from oslo_utils import units
 
+from nova.policies import servers as policies
 from nova.tests.functional.libvirt import sheepdog_hosts
 
 
@@ -168,5 +169,79 @@ class SheepdogMoveTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         self.start_computes(one)
         self.api.put_service(self.service_of(one), {'forced_down': False})
         self.assert_moved(server, two, boots)
+        self._delete_server(server)
+        self.assert_nothing_left(server)
+
+
+class SheepdogCellsTestCase(sheepdog_hosts.SheepdogHostsTestCase):
+
+    NUMBER_OF_CELLS = 2
+    CELLS = {'one': 'cell1', 'two': 'cell2'}
+
+    def test_resize_to_another_cell(self):
+        one, two = self.hosts.values()
+        # when the root disk of the first resize is there
+        two.cluster.fault('error', operation='NEW_VDI', vdi='*_import.*')
+        # By default nobody may.
+        self.policy.set_rules({policies.CROSS_CELL_RESIZE: '@'},
+                              overwrite=False)
+        image_id = self.upload_image('qcow2')
+        server = self.boot(
+            image_id, self.make_flavor(ephemeral=1, swap=8), host='one',
+            config_drive=True)
+        vdis = self.vdis(server)
+        bases = self.bases()
+        images = set(self.glance.images)
+        flavor_id = self.make_flavor(disk=2, ephemeral=1, swap=8)
+
+        def resize(status):
+            return self.act(
+                server, 'resize', {'flavorRef': flavor_id}, status)
+
+        def assert_resized(boots):
+            self.wait_for_boot(server, boots)
+            left = self.leftovers(server)
+            self.assertEqual(['two'], list(left['guests']))
+            self.assertNotIn('one', left['targets'])
+            # for a revert
+            self.assertEqual(vdis, self.vdis(server))
+            self.assertEqual(dict(vdis, disk=2 * units.Gi),
+                             self.vdis(server, two.cluster))
+            # Nothing is for the move alone.
+            self.assertEqual(images, set(self.glance.images))
+            self.assertEqual(bases, self.bases())
+            self.assertEqual(
+                {name for name in bases if image_id not in name},
+                self.bases(two.cluster))
+
+        def assert_back(boots):
+            self.wait_for_boot(server, boots)
+            self.assert_only_at(server, one)
+            self.assertEqual(vdis, self.vdis(server))
+            self.assertEqual({}, self.vdis(server, two.cluster))
+
+        # as if it were the same cluster
+        vdi = server['id'] + '_disk'
+        two.cluster.run('vdi', 'create', vdi, '1M')
+        resize('ACTIVE')
+        self.wait_for_beats(server)
+        two.cluster.run('vdi', 'delete', vdi)
+        assert_back(1)
+
+        self.act(resize('ERROR'), 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        assert_back(2)
+
+        resize('VERIFY_RESIZE')
+        assert_resized(3)
+        self.act(server, 'revertResize', None, 'ACTIVE')
+        # The third boot has never been.
+        assert_back(3)
+
+        resize('VERIFY_RESIZE')
+        assert_resized(4)
+        self.act(server, 'confirmResize', None, 'ACTIVE')
+        self.assert_only_at(server, two)
+        self.assertEqual({}, self.vdis(server))
+
         self._delete_server(server)
         self.assert_nothing_left(server)
