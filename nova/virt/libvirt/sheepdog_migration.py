@@ -155,9 +155,11 @@ def check_other_cell(instance):
             'disk', 'disk.local', 'disk.swap', 'disk.config', 'disk.eph0')):
         if libvirt_utils.sheepdog_vdi_exists(vdi):
             raise exception.NoValidHost(reason=_(
-                'Nova would delete VDI %s, which both cells have in the same '
-                'Sheepdog cluster, while the server uses it; resize it within '
-                'its cell') % vdi)
+                'VDI %s is there already; if both cells have the same '
+                'Sheepdog cluster, Nova would delete it while the server uses '
+                'it: resize the server within its cell; if each has its own, '
+                'an earlier resize to this cell was interrupted: delete what '
+                'it has left there') % vdi)
 
 
 def _get_vdis(instance, names):
