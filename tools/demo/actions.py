@@ -38,7 +38,7 @@ def read():
     :returns: list of (action, what happens, names of its tests)
     """
     with open(TABLE, newline='') as stream:
-        return [(action, words.replace('``', ''),
+        return [(action.replace('``', ''), words.replace('``', ''),
                  re.findall(':test:`(.*?)`', tests))
                 for action, words, tests in list(csv.reader(stream))[1:]]
 
