@@ -290,10 +290,9 @@ class LibvirtDriver:
                 instance.task_state == task_states.REBUILD_SPAWNING):
             created_disks = False
 
-    @before('resume_state_on_host_boot',
-            ('self._hard_reboot(context, instance, network_info,',
-             'self._hard_reboot(context, instance, network_info, '
-             'block_device_info)'))
+    @before('_hard_reboot',
+            'self.destroy(context, instance, network_info, '
+            'destroy_disks=False,')
     def _(self, instance):
         if CONF.libvirt.images_type == 'sheepdog' and (
                 not self.instance_exists(instance)):

@@ -30,7 +30,9 @@ import time
 
 from lxml import etree
 from oslo_log import log as logging
+import oslo_messaging as messaging
 
+from nova.compute import rpcapi as compute_rpcapi
 from nova.compute import vm_states
 import nova.conf
 from nova import context as nova_context
@@ -121,24 +123,46 @@ def check_source(guest, dest_check_data):
 
 
 def check_has_not_gone(instance):
-    """Refuse to start a guest unasked which may run on another host.
+    """Refuse to start a guest that runs on another host.
 
     nova-compute may have been killed in a live migration from here, which
-    libvirt goes on with. Nova notes that it has failed.
+    libvirt goes on with. Nova notes that it has failed, and takes the guest to
+    be here. The other host is asked whether it has it.
 
     :param instance: the nova.objects.instance.Instance, of which libvirt here
         has no guest
-    :raises: exception.InstancePowerOnFailure
+    :raises: exception.InstancePowerOnFailure if it has, or does not answer
     """
-    migrations = objects.MigrationList.get_by_filters(
-        nova_context.get_admin_context(), {'instance_uuid': instance.uuid})
-    last = max(migrations, key=lambda migration: migration.id, default=None)
-    if last and (last.migration_type, last.source_compute, last.status) == (
-            'live-migration', CONF.host, 'error'):
-        raise exception.InstancePowerOnFailure(reason=_(
-            'its live migration to %s was interrupted, and libvirt here does '
-            'not have its guest; see that no guest of this instance runs '
-            'there, and reboot it hard') % last.dest_compute)
+    context = nova_context.get_admin_context()
+    last = max(
+        objects.MigrationList.get_by_filters(
+            context, {'instance_uuid': instance.uuid}),
+        key=lambda migration: migration.id, default=None)
+    if not last or (
+            last.migration_type, last.source_compute, last.status) != (
+                'live-migration', CONF.host, 'error'):
+        return
+    there = instance.obj_clone()
+    there.host = last.dest_compute
+    answer = _('that host has its guest')
+    try:
+        if objects.Service.get_by_compute_host(
+                context, there.host).forced_down:
+            # It is fenced, says the administrator.
+            return
+        # Of what a host can be asked, this is answered for any guest.
+        compute_rpcapi.ComputeAPI().get_console_output(context, there, 0)
+    except (exception.ComputeHostNotFound, exception.InstanceNotFound):
+        return
+    except exception.ConsoleNotAvailable:
+        pass
+    except messaging.MessagingTimeout:
+        answer = _('nova-compute there does not answer')
+    raise exception.InstancePowerOnFailure(reason=_(
+        'its live migration to host %(host)s was interrupted, and %(answer)s; '
+        'have its guest end there ("virsh destroy" and "virsh undefine"), or '
+        'force the service of that host down when it is fenced, and reboot it '
+        'hard') % {'host': there.host, 'answer': answer})
 
 
 def check_other_cell(instance):

@@ -252,6 +252,14 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         self.migrate()
         self.assert_no_damage()
 
+    def hard_reboot_in_vain(self):
+        self.api.post_server_action(self.server['id'], {
+            'reboot': {'type': 'HARD'}})
+        server = self._wait_for_server_parameter(
+            self.server, {'status': 'ERROR', 'OS-EXT-STS:task_state': None})
+        self.assertIn('two was interrupted, and that host has its guest',
+                      server['fault']['message'])
+
     def test_source_is_killed(self):
         with open(self.one.configuration, 'a') as configuration:
             configuration.write(
@@ -267,11 +275,11 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         self.wait_until(lambda: self.api.get_server(self.server['id'])[
             'status'] == 'ERROR')
         self.assertEqual(self.one, self.host_of(self.server))
+        self.hard_reboot_in_vain()
         self.assert_guest_is(RUNNING, self.two)
         self.assertEqual(0, self.wait_for_pass(1))
         self.two.control.pause(self.server['id'])
         self.compare_disk()
-        # This is what the guide says.
         self.two.control.remove(self.server['id'])
         self.act(self.server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
         self.assert_guest_is(RUNNING, self.one)

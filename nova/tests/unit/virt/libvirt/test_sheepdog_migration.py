@@ -16,10 +16,12 @@ from unittest import mock
 
 import ddt
 from lxml import etree
+import oslo_messaging as messaging
 from oslo_utils.fixture import uuidsentinel as uuids
 from oslo_utils import units
 
 from nova.compute import manager
+from nova.compute import rpcapi as compute_rpcapi
 from nova.compute import utils as compute_utils
 from nova import context
 from nova import exception
@@ -261,6 +263,63 @@ class SourceTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
                 (image_type == 'sheepdog', False),
                 manager.ComputeManager._live_migration_cleanup_flags(
                     compute, data))
+
+
+@ddt.ddt
+class HasNotGoneTestCase(test.NoDBTestCase):
+
+    def check(self, answer=None, status='error', service=None):
+        """Run check_has_not_gone().
+
+        :param answer: what the other host says, or an exception
+        :param status: of the last migration
+        :param service: the objects.Service of the other host, or an exception
+        """
+        self.flags(host='here')
+        migrations = [
+            objects.Migration(
+                id=number, migration_type='live-migration',
+                source_compute='here', dest_compute='there', status=status)
+            for number, status in ((2, status), (1, 'completed'))]
+        service = service or objects.Service(forced_down=False)
+        with mock.patch.object(objects.MigrationList, 'get_by_filters',
+                               return_value=migrations), \
+                mock.patch.object(objects.Service, 'get_by_compute_host',
+                                  side_effect=[service]), \
+                mock.patch.object(compute_rpcapi.ComputeAPI,
+                                  'get_console_output',
+                                  side_effect=[answer]) as ask:
+            try:
+                sheepdog_migration.check_has_not_gone(
+                    objects.Instance(uuid=uuids.instance, host='here'))
+            finally:
+                self.asked = [call[0][1].host for call in ask.call_args_list]
+
+    def test_it_has_not(self):
+        self.check(exception.InstanceNotFound(instance_id=uuids.instance))
+        self.assertEqual(['there'], self.asked)
+
+    def test_fenced_host(self):
+        self.check(service=objects.Service(forced_down=True))
+        self.assertEqual([], self.asked)
+
+    def test_host_of_the_past(self):
+        self.check(service=exception.ComputeHostNotFound(host='there'))
+        self.assertEqual([], self.asked)
+
+    def test_migration_that_has_not_failed(self):
+        self.check(status='cancelled')
+        self.assertEqual([], self.asked)
+
+    @ddt.data(('', 'has its guest'),
+              (exception.ConsoleNotAvailable(), 'has its guest'),
+              (messaging.MessagingTimeout(), 'does not answer'))
+    @ddt.unpack
+    def test_it_may_have(self, answer, words):
+        error = self.assertRaises(
+            exception.InstancePowerOnFailure, self.check, answer)
+        self.assertIn('host there was interrupted', str(error))
+        self.assertIn(words, str(error))
 
 
 @ddt.ddt
