@@ -178,6 +178,14 @@ class SheepdogCellsTestCase(sheepdog_hosts.SheepdogHostsTestCase):
     NUMBER_OF_CELLS = 2
     CELLS = {'one': 'cell1', 'two': 'cell2'}
 
+    def is_action_over(self, server):
+        """Tell whether nothing of the last action on a server goes on."""
+        last = max(self.api.get_instance_actions(server['id']),
+                   key=lambda action: action['start_time'])
+        return all(event['finish_time'] for event in (
+            self.api.get_instance_action_details(
+                server['id'], last['request_id'])['events']))
+
     def test_resize_to_another_cell(self):
         one, two = self.hosts.values()
         # when the root disk of the first resize is there
@@ -228,7 +236,10 @@ class SheepdogCellsTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         two.cluster.run('vdi', 'delete', vdi)
         assert_back(1)
 
-        self.act(resize('ERROR'), 'reboot', {'type': 'HARD'}, 'ACTIVE')
+        resize('ERROR')
+        # The conductor resets the task state last, whatever has begun.
+        self.wait_until(self.is_action_over, server)
+        self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
         assert_back(2)
 
         resize('VERIFY_RESIZE')

@@ -374,7 +374,9 @@ class RootwrapTest(testtools.TestCase):
         """What the backend gets is the same with the daemon and without."""
         self.addCleanup(rootwrap.start)
         rootwrap.start()
-        with mock.patch.object(rootwrap.LOG, 'info') as info:
+        # Another test may have asked a cluster at this address.
+        with mock.patch.object(rootwrap.LOG, 'info') as info, \
+                mock.patch.object(libvirt_utils, 'SHEEPDOG_SPACES', {}):
             self.assertRaisesRegex(
                 exception.SheepdogError, 'images_sheepdog_host',
                 libvirt_utils.get_sheepdog_capacity)
