@@ -40,7 +40,8 @@ class ComputeManager:
             "this '")
     def _(self, instance):
         if CONF.libvirt.images_type == 'sheepdog':
-            sheepdog_migration.check_other_cell(instance)
+            sheepdog_migration.check_other_cell(
+                instance, self.driver._get_sheepdog_disk_names(instance))
 
     @after('_finish_snapshot_based_resize_at_dest_spawn', 'for bdm in bdms:')
     def _(self, ctxt, instance, network_info, block_device_info):

@@ -811,6 +811,15 @@ class Sheepdog(Image):
             cls._stop_keeping.set()
 
     @classmethod
+    def _may_export(cls):
+        """Tell whether this host may have targets.
+
+        If not, tgt need not even be installed.
+        """
+        return (cls.get_transport() == 'iscsi' or
+                tgt.get_tgtd_start() is not None)
+
+    @classmethod
     def unexport_disks(cls, instance, ignore_errors=False):
         """Remove the targets of an instance from this host.
 
@@ -818,8 +827,7 @@ class Sheepdog(Image):
         :param ignore_errors: whether to log an error and go on
         :raises: exception.TgtError
         """
-        if cls.get_transport() == 'native' and tgt.get_tgtd_start() is None:
-            # It need not even be installed.
+        if not cls._may_export():
             return
         try:
             tgt.unexport(libvirt_utils.get_sheepdog_iqn(instance.uuid + '_'))
@@ -837,7 +845,7 @@ class Sheepdog(Image):
             imported
         :raises: exception.TgtError
         """
-        if cls.get_transport() != 'iscsi':
+        if not cls._may_export():
             return set()
         prefix = libvirt_utils.SHEEPDOG_IQN
         return {iqn[len(prefix):].partition('.')[0]
@@ -849,7 +857,7 @@ class Sheepdog(Image):
 
         It does no harm, so an error is no reason not to start.
         """
-        if cls.get_transport() == 'iscsi':
+        if cls._may_export():
             # A copy that goes on without it is ended by that.
             try:
                 tgt.unexport(libvirt_utils.SHEEPDOG_IQN, part='.import.')

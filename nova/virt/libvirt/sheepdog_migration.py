@@ -165,28 +165,29 @@ def check_has_not_gone(instance):
         'hard') % {'host': there.host, 'answer': answer})
 
 
-def check_other_cell(instance):
+def check_other_cell(instance, names):
     """Refuse a resize from another cell which has the same cluster.
 
     Nova takes the disks here for copies: it deletes what was left behind when
     the resize is confirmed, and what is here when it is reverted.
 
     :param instance: the nova.objects.instance.Instance
+    :param names: names of all disks that it can have on Sheepdog
     :raises: exception.NoValidHost; after any other error the conductor looks
         for the instance in the wrong cell, and leaves it in its task state
     """
-    for vdi in _get_vdis(instance, (
-            'disk', 'disk.local', 'disk.swap', 'disk.config', 'disk.eph0')):
-        if libvirt_utils.sheepdog_vdi_exists(vdi):
-            raise exception.NoValidHost(reason=_(
-                'VDI %s is there already; if both cells have the same '
-                'Sheepdog cluster, Nova would delete it while the server uses '
-                'it: resize the server within its cell; if each has its own, '
-                'an earlier resize to this cell was interrupted: delete what '
-                'it has left there') % vdi)
+    vdis = _get_vdis(instance, names)
+    if vdis:
+        raise exception.NoValidHost(reason=_(
+            'VDI %s is there already; if both cells have the same Sheepdog '
+            'cluster, Nova would delete it while the server uses it: resize '
+            'the server within its cell; if each has its own, an earlier '
+            'resize to this cell was interrupted: delete what it has left '
+            'there') % ', '.join(vdis))
 
 
 def _get_vdis(instance, names):
+    """Return those VDIs of an instance, its rescue disks aside, that exist."""
     vdis = ('%s_%s' % (instance.uuid, name) for name in names
             if 'rescue' not in name)
     return [vdi for vdi in vdis if libvirt_utils.sheepdog_vdi_exists(vdi)]

@@ -330,7 +330,10 @@ class OtherCellTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
         self.start_sheepdog()
         self.compute = mock.Mock(spec=manager.ComputeManager, host='here',
                                  reportclient=mock.MagicMock(),
-                                 network_api=mock.Mock(), rt=mock.Mock())
+                                 network_api=mock.Mock(), rt=mock.Mock(),
+                                 driver=mock.Mock())
+        self.compute.driver._get_sheepdog_disk_names.return_value = [
+            'disk', 'disk.eph0']
 
     def prepare(self):
         with mock.patch.object(compute_utils, 'EventReporter'), \
@@ -357,7 +360,6 @@ class OtherCellTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
     def test_failure_leaves_no_disk(self):
         instance = objects.Instance(
             uuid=uuids.instance, system_metadata={'old_vm_state': 'active'})
-        self.compute.driver = mock.Mock()
         self.compute.driver.spawn.side_effect = exception.SheepdogError(
             gateway='', command='', reason='full')
         self.assertRaises(
