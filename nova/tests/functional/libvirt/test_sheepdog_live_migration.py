@@ -101,25 +101,20 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
             nova_context.get_admin_context(), self.cell_mappings['cell1'])
 
     def begin_to_migrate(self):
-        """Migrate as slowly as can be, which takes half a second still."""
+        """Migrate until the guest is on both hosts, and on its way.
+
+        At this bandwidth its memory takes eight seconds.
+
+        :returns: path of the migration in Nova's API
+        """
         self.one.control.set_option('live_migration_bandwidth', 1, 'libvirt')
         self.ask_to_migrate()
-
-    def migrate_until_it_sends(self):
-        """Migrate until the guest is on both hosts, and on its way."""
-        self.begin_to_migrate()
-        self.one.control.wait_until_it_sends(self.server['id'])
-
-    def find_migration(self):
-        """Return the path in Nova's API of what libvirt may have begun.
-
-        The API of Nova 34 takes its own answer about it for wrong.
-        """
+        self.wait_until(self.one.control.is_sending, self.server['id'])
+        # The API of Nova 34 takes its own answer about it for wrong.
         with self.cell() as context:
-            migrations = objects.MigrationList.get_by_filters(context, {
-                'instance_uuid': self.server['id'], 'status': ['running']})
-        return migrations and '/servers/%s/migrations/%d' % (
-            self.server['id'], migrations[0].id)
+            migration = objects.Migration.get_by_instance_and_status(
+                context, self.server['id'], 'running')
+        return '/servers/%s/migrations/%d' % (self.server['id'], migration.id)
 
     def last_pass(self):
         """Return the number of the last pass that the guest has ended.
@@ -203,8 +198,7 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
 
     def test_force_complete_and_restart(self):
         self.two.control.fail_to_reload()
-        self.begin_to_migrate()
-        self.api.api_post(self.wait_until(self.find_migration) + '/action', {
+        self.api.api_post(self.begin_to_migrate() + '/action', {
             'force_complete': None})
         self.wait_for_end(self.two)
         self.assert_guest_is(PAUSED, self.two)
@@ -215,11 +209,10 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         self.assert_no_damage()
 
     def test_failures_and_paused_server(self):
-        self.begin_to_migrate()
-        self.api.api_delete(self.wait_until(self.find_migration))
+        self.api.api_delete(self.begin_to_migrate())
         self.wait_for_failure()
 
-        self.migrate_until_it_sends()
+        self.begin_to_migrate()
         self.testbed.ask('signal', 'two', 'SIGKILL')
         self.wait_for_failure()
 
@@ -243,7 +236,8 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
             instance.save()
 
     def test_source_is_back_before_the_end(self):
-        self.migrate_until_it_sends()
+        self.begin_to_migrate()
+        # nova-compute may take longer to start than the migration.
         self.testbed.ask('signal', 'two', 'SIGSTOP')
         self.one.kill()
         # It aborts the migration, and does not tell the other side.
@@ -272,7 +266,7 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         with open(self.one.configuration, 'a') as configuration:
             configuration.write(
                 '[DEFAULT]\nresume_guests_state_on_host_boot = True\n')
-        self.migrate_until_it_sends()
+        self.begin_to_migrate()
         self.one.kill()
         # libvirt goes on with it. Nova does not know, and would start another
         # guest where this one was.
