@@ -13,6 +13,7 @@
 """The nova-sheepdog command."""
 
 import argparse
+import json
 import os
 import sys
 
@@ -29,9 +30,13 @@ Gives OpenStack Nova a Sheepdog image backend: weaves the patch into a
 pristine Nova of any supported release, and takes it back. On a compute host it
 also tells what Nova has in the cluster.
 """
-REPLACED = """\
-The patched Nova was replaced by another one. Run "apply" to patch this one,
-or "revert" to remove what is left of the patch."""
+STATES = {
+    record.RESTORED: '%s is Nova\'s own again: "apply" patches it.',
+    record.UPDATED: '%s is of an update: "apply" patches it if it fits.',
+    record.EDITED: 'Somebody changed %s.',
+    record.REMOVED: 'Somebody removed %s: "apply" brings it back.',
+    record.UNREADABLE: 'Only root can see %s.',
+}
 
 
 def main(argv=None):
@@ -95,24 +100,50 @@ def _parser():
                 '34.0.0, from PyPI instead; it is downloaded once')
         return command
 
-    add_for_nova(_apply, 'Patch a Nova, all of it or nothing',
+    command = add_for_nova(
+        _apply, 'Patch a Nova, all of it or nothing',
         'What another version of nova-sheepdog or an interrupted run did to '
-        'it is taken back first.').add_argument(
+        'it is taken back first. After an update of Nova, each file that it '
+        'brought is patched again.')
+    command.add_argument(
         '--rootwrap-conf', metavar='FILE',
         help='the rootwrap.conf that this Nova uses (default: the one that '
         'was installed with it); the filters go into the first directory of '
         'its filters_path that is there and belongs to root')
-    add_for_nova(_revert, 'Take the patch back',
+    command.add_argument(
+        '--with-tests', action='store_true',
+        help='add what is below nova/tests as well, a simulated cluster '
+        'among it; never on a host that runs servers')
+    add_for_nova(
+        _revert, 'Take the patch back',
         'Every file of Nova becomes what it was, byte for byte, and every '
-        'file that the patch brought is removed.')
-    add_for_nova(_status, 'Say which Nova it is and whether it is patched',
-        'Exit status: 0 when it is patched and whole, else 1.')
-    add_for_nova(_diff, 'Print the patch as a unified diff',
+        'file that the patch brought is removed. What an update of Nova '
+        'brought since stays.')
+    add_for_nova(
+        _status, 'Say which Nova it is and whether it is patched',
+        'Any user may ask. Exit status: 0 when it is patched and whole, '
+        'else 1.').add_argument(
+        '--json', action='store_true', help='print a JSON object')
+    command = add_for_nova(
+        _diff, 'Print the patch as a unified diff',
         'It is for "patch -p1" and "git apply" in the source tree of a '
         'pristine Nova. A patched Nova counts as what it was before.',
         release=True)
-    add_for_nova(_check, 'Say whether the patch fits, and what does not',
-        'Exit status: 0 when it fits, else 1.', release=True)
+    forms = command.add_mutually_exclusive_group()
+    forms.add_argument(
+        '--installed', action='store_true',
+        help='leave out what only a source tree has, tests and rootwrap '
+        'filters: for "patch -p1" in the directory that holds the nova '
+        'package (default for a Nova that is installed)')
+    forms.add_argument(
+        '--prefix', metavar='DIR',
+        help='for "patch -p0" in / where the nova package is in DIR, as in '
+        'Kolla\'s images: without tests, and with the filters in '
+        '/etc/nova/rootwrap.d')
+    add_for_nova(
+        _check, 'Say whether the patch fits, and what does not',
+        'It also says whether the patch was tested with this release. Exit '
+        'status: 0 when it fits, else 1.', release=True)
     _add_vdis(add(
         _vdis, 'List what Nova has in the Sheepdog cluster',
         'It is for a compute host. Which servers there are it asks Nova\'s '
@@ -156,13 +187,11 @@ def _name(nova):
 def _apply(arguments):
     nova = tree.find(arguments.nova)
     done = record.Record(nova)
-    the_patch = patch.Patch()
+    the_patch = patch.Patch(with_tests=arguments.with_tests)
     fingerprint = the_patch.fingerprint
     with done.locked():
         _mend(done)
-        _refuse_changed(done)
-        if (done.is_applied and not done.missing() and
-                done.manifest['fingerprint'] == fingerprint):
+        if done.is_whole and done.manifest['fingerprint'] == fingerprint:
             print(f'{_name(nova)} is patched already; nothing to do.')
             return
         changes = the_patch.changes(done.read, nova.release)
@@ -173,40 +202,64 @@ def _apply(arguments):
                 nova.find_rootwrap_configuration())
             changes = [change for change in changes
                        if change.path.startswith('nova/')] + filters
-        if done.is_applied:
-            version = done.manifest['version']
+        is_again = done.is_applied
+        if is_again:
+            if {record.RESTORED, record.UPDATED} & set(
+                    done.states().values()):
+                print('Nova was updated since it was patched.')
+            else:
+                print('Took back the patch of nova-sheepdog '
+                      f'{done.manifest["version"]}.')
             done.revert()
-            print(f'Took back the patch of nova-sheepdog {version}.')
         done.apply(changes + record.installation_record_change(nova, changes),
                    the_patch.version, fingerprint)
     new = sum(change.before is None for change in changes)
     print(f'Patched {_name(nova)}: {len(changes) - new} files changed, {new} '
           'added.', *hints, sep='\n')
+    if nova.release not in the_patch.releases:
+        print('The patch fits this release, and was not tested with it.')
     if nova.root.name == 'dist-packages' and not nova.installation_record:
         print('"dpkg --verify python3-nova" now names the changed files.')
-    print('Next: set images_type = sheepdog in [libvirt] of nova.conf and '
-          'restart nova-compute.')
+    if not is_again:
+        print('Still to do on each compute host, where it is not done yet:')
+        for number, step in enumerate(_steps(nova, arguments), 1):
+            print(f'  {number}. {step}')
+
+
+def _steps(nova, arguments):
+    """What the operator has to do before Nova can use the patch."""
+    configuration = (arguments.rootwrap_conf or
+                     nova.find_rootwrap_configuration() or
+                     '/etc/nova/rootwrap.conf')
+    return [
+        'Start tgtd so that only this host reaches it: "tgtd --iscsi '
+        'portal=127.0.0.1:3260".',
+        'Let sudo run rootwrap\'s daemon, by this line in a file of '
+        f'/etc/sudoers.d:\n     nova ALL = (root) NOPASSWD: '
+        f'{nova.rootwrap_daemon} {configuration}',
+        'Set images_type = sheepdog in [libvirt] of nova.conf, and '
+        'images_sheepdog_host and images_sheepdog_port if the sheep daemon '
+        'is not at localhost:7000.',
+        'Restart nova-compute. It does not start if one of these is missing, '
+        'and says which.']
 
 
 def _mend(done):
+    _refuse_edited(done)
     if done.is_interrupted:
-        _refuse_changed(done)
         done.roll_back()
         print('An earlier run was interrupted; the pristine Nova is back.')
-    elif done.is_replaced:
-        done.roll_back()
-        print('The patched Nova was replaced by another one; removed what '
-              'was left of the patch.')
 
 
-def _refuse_changed(done):
-    changed = done.changed_since()
-    if changed:
+def _refuse_edited(done):
+    edited = [path for path, state in done.states().items()
+              if state == record.EDITED]
+    if edited:
         raise graft.GraftError(
             'Somebody changed what the patch wrote; nothing was done. '
-            'Not as it was:\n  ' + '\n  '.join(map(str, changed)) +
-            '\nBring these files back as they were, or install this Nova '
-            'again.')
+            'Not as it was:\n  ' + '\n  '.join(map(str, edited)) +
+            '\nInstall this Nova again, and remove those of these files '
+            'that it does not bring.')
 
 
 def _revert(arguments):
@@ -214,7 +267,6 @@ def _revert(arguments):
     done = record.Record(nova)
     with done.locked():
         _mend(done)
-        _refuse_changed(done)
         elsewhere = done.left_elsewhere
         if done.is_applied:
             done.revert()
@@ -229,53 +281,71 @@ def _revert(arguments):
 def _status(arguments):
     nova = tree.find(arguments.nova)
     done = record.Record(nova)
-    print(f'Nova {nova.release} in {nova.package}')
-    if done.is_interrupted:
-        print('A run of nova-sheepdog was interrupted here. Run "apply" or '
-              '"revert".')
-    elif done.is_replaced:
-        print(REPLACED)
-    elif done.is_applied:
-        print(f'Patched by nova-sheepdog {done.manifest["version"]}.')
-        if done.manifest['fingerprint'] != patch.Patch().fingerprint:
-            print(f'The patch of this nova-sheepdog, {graft.__version__}, is '
-                  'another one: "apply" puts it in its place.')
-        changed, missing = done.changed_since(), done.missing()
-        for path in changed:
-            print(f'Somebody changed {path}.')
-        for path in missing:
-            print(f'Somebody removed {path}: "apply" brings it back.')
-        return 1 if changed or missing else 0
+    state = 'interrupted' if done.is_interrupted else 'not patched'
+    version = current = None
+    files = {}
+    if done.is_applied:
+        files = {str(path): is_now for path, is_now in done.states().items()
+                 if is_now != record.PATCHED}
+        state = ('patched' if set(files.values()) <= {record.UNREADABLE}
+                 else 'patched in part')
+        version = done.manifest['version']
+        current = done.manifest['fingerprint'] in {
+            patch.Patch(with_tests=with_tests).fingerprint
+            for with_tests in (False, True)}
+    if arguments.json:
+        print(json.dumps({
+            'release': nova.release, 'package': str(nova.package),
+            'state': state, 'version': version, 'is_current': current,
+            'files': files}, indent=1))
     else:
-        print('Not patched.')
-    return 1
+        print(f'Nova {nova.release} in {nova.package}')
+        if done.is_interrupted:
+            print('A run of nova-sheepdog was interrupted here. Run "apply" '
+                  'or "revert".')
+        elif done.is_applied:
+            print(f'{state.capitalize()} by nova-sheepdog {version}.')
+            if not current:
+                print('The patch of this nova-sheepdog, '
+                      f'{graft.__version__}, is another one: "apply" puts it '
+                      'in its place.')
+        else:
+            print('Not patched.')
+        for path, is_now in files.items():
+            print(STATES[is_now] % path)
+    return 0 if state == 'patched' else 1
 
 
 def _pristine(arguments):
-    """Function that reads the pristine files, and the release."""
+    """Function that reads the pristine files, the release, and its form."""
     if arguments.release:
         wheel = tree.download(arguments.release)
-        return wheel.read, wheel.release
+        return wheel.read, wheel.release, True
     nova = tree.find(arguments.nova)
     done = record.Record(nova)
-    if done.is_replaced:
-        raise graft.GraftError(REPLACED)
-    _refuse_changed(done)
-    return done.read, nova.release
+    _refuse_edited(done)
+    return done.read, nova.release, nova.is_source
 
 
 def _diff(arguments):
-    read, release = _pristine(arguments)
+    read, release, is_source = _pristine(arguments)
+    is_whole = is_source and not (arguments.installed or arguments.prefix)
+    changes = patch.Patch(with_tests=is_whole).changes(read, release)
+    if not (is_whole or arguments.prefix):
+        changes = [change for change in changes
+                   if change.path.startswith('nova/')]
     # In UTF-8, as the files are, in every locale.
     sys.stdout.buffer.write(
-        patch.diff(patch.Patch().changes(read, release)).encode())
+        patch.diff(changes, arguments.prefix).encode())
     sys.stdout.flush()
 
 
 def _check(arguments):
-    read, release = _pristine(arguments)
-    changes = patch.Patch().changes(read, release)
-    print(f'The patch fits Nova {release}: {len(changes)} files.')
+    read, release, is_source = _pristine(arguments)
+    the_patch = patch.Patch(with_tests=is_source)
+    the_patch.changes(read, release)
+    tested = 'tested' if release in the_patch.releases else 'not tested'
+    print(f'Nova {release}: the patch fits, {tested}.')
 
 
 def _vdis(arguments):

@@ -15,14 +15,16 @@
 A fragment stands at the path of the Nova file it adds to and is valid Python,
 for linters and editors. It is never run: the weaver reads it. It may hold
 
-* the functions below as decorators. On a function named ``_`` the statements
-  of its body go in, with the comments among them; what its parameters are
-  does not matter. On any other function or class the definition goes in
-  whole: its other decorators and the comments directly above it as well,
-  the decorator of this module not;
+* definitions, and plain assignments with the comments directly above them.
+  They go to the end of the module, in their order, and their comments and
+  decorators with them;
+* a class that Nova's file has, without a decorator: it only names the class
+  which the places inside it are in. What it defines goes to its end;
+* the functions below as decorators, where a place matters. On a function named
+  ``_`` the statements of its body go in, with the comments among them; what
+  its parameters are does not matter. On any other function or class the
+  definition goes in whole, but for the decorator of this module;
 * calls of ``substitute``;
-* a class without such a decorator: it only names the class of Nova which the
-  places inside it are in;
 * imports. Those which Nova's file lacks are added to it. Those of the file's
   own names (``from nova.virt.libvirt.driver import LOG`` in the fragment of
   driver.py) and of this module are for linters and stay out.
@@ -31,15 +33,10 @@ Nothing else; other comments and docstrings are for the reader of the fragment.
 
 Every place is given by two texts. ``where`` is the name of the function which
 the statement is in, at any depth, or ``''`` for the level of the module or
-class itself; ``'Class.method'`` and ``'outer.inner'`` work too. ``first_line``
-is the statement's first line without its indentation, in whole; for a
-decorated definition its ``def`` or ``class`` line, or its first decorator. A
-tuple of lines stands for a statement that reads differently in different
-releases. Exactly one statement must be found.
-
-An ``elif`` may be named too: it stands for that arm alone, and takes one
-``if`` statement without an ``else``, which becomes the next arm. ``if`` stands
-for the whole statement with all its arms.
+class itself. ``first_line`` is the statement's first line without its
+indentation, in whole; for a decorated definition its ``def`` or ``class``
+line. A tuple of lines stands for a statement that reads differently in
+different releases. Exactly one statement must be found.
 
 What goes in one place keeps the order of the fragment. Between definitions,
 and between those and statements, go as many blank lines as Nova wants; a blank
@@ -65,14 +62,6 @@ def after(where, first_line):
 
 def before(where, first_line):
     """Put the definition before a statement and the comment above it.
-
-    The parameters are those of ``after``.
-    """
-    return _place(where, first_line)
-
-
-def replace(where, first_line):
-    """Put the definition in the place of a statement.
 
     The parameters are those of ``after``.
     """

@@ -24,6 +24,7 @@ from graft import source
 from graft import weave
 
 ROOTWRAP_DIRECTORY = 'etc/nova/rootwrap.d/'
+TESTS = 'nova/tests/'
 
 
 @dataclasses.dataclass
@@ -57,9 +58,12 @@ def find_root():
 
 
 class Patch:
-    """All files of the patch."""
+    """All files of the patch.
 
-    def __init__(self, root=None):
+    :ivar files: their paths on disk, by their paths in Nova's source tree
+    """
+
+    def __init__(self, root=None, with_tests=True):
         self.root = pathlib.Path(root or find_root())
         self.version = graft.__version__
         self.files = {}
@@ -69,9 +73,16 @@ class Patch:
                             if name != '__pycache__' and name[0] != '.']
                 for name in sorted(files):
                     path = pathlib.Path(directory, name)
-                    if path.suffix != '.pyc' and name[0] != '.':
-                        relative = path.relative_to(self.root).as_posix()
+                    relative = path.relative_to(self.root).as_posix()
+                    if (path.suffix != '.pyc' and name[0] != '.' and
+                            (with_tests or not relative.startswith(TESTS))):
                         self.files[relative] = path
+
+    @property
+    def releases(self):
+        """The releases of Nova that it was tested with."""
+        return {path.stem[len('nova-'):]
+                for path in self.root.glob('locks/nova-*.txt')}
 
     @property
     def fingerprint(self):
@@ -108,6 +119,9 @@ class Patch:
 
     def _after(self, name, before, release):
         after = self.files[name].read_bytes()
+        if not after:
+            # quilt and dpkg-source would not make it.
+            raise source.Misfit([f'{name}: an empty file'])
         try:
             text = after.decode()
         except UnicodeDecodeError as error:
@@ -124,18 +138,25 @@ class Patch:
         return after
 
 
-def diff(changes):
-    """A unified diff of all changes, as git writes it."""
+def diff(changes, prefix=None):
+    """A unified diff of all changes, as git writes it.
+
+    :param changes: list of Change
+    :param prefix: directory that Nova is installed in; the diff is then for
+        "patch -p0" at the top of a file system. None: it is for Nova's
+        source tree.
+    """
     parts = []
     for change in changes:
-        old, new = f'a/{change.path}', f'b/{change.path}'
+        if prefix is None:
+            old, new = f'a/{change.path}', f'b/{change.path}'
+        else:
+            top = prefix if change.path.startswith('nova/') else '/'
+            old = new = os.path.join(top, change.path).lstrip('/')
         parts.append(f'diff --git {old} {new}\n')
         if change.before is None:
             parts.append(f'new file mode 100{change.mode:o}\n')
             old = '/dev/null'
-            if not change.after:
-                # Without this line git takes an empty file for no file.
-                parts.append('index 0000000..e69de29\n')
         for line in difflib.unified_diff(
                 _text_lines(change.before or b''), _text_lines(change.after),
                 old, new):

@@ -38,6 +38,12 @@ from graft import patch
 GITIGNORE = b'*\n'
 APPLYING, APPLIED, REVERTING = 'applying', 'applied', 'reverting'
 
+# What a file of the patch can be: as the patch wrote it; of Nova as it was
+# before; of Nova and another one, as an update brings it; what the patch
+# wrote and somebody changed; of the patch and gone; not for this user to see
+PATCHED, RESTORED, UPDATED = 'patched', 'restored', 'updated'
+EDITED, REMOVED, UNREADABLE = 'edited', 'removed', 'unreadable'
+
 
 def _sha256(content):
     return hashlib.sha256(content).hexdigest()
@@ -48,6 +54,10 @@ def _read(path):
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _lines(content):
+    return {_sha256(line)[:8] for line in content.splitlines()}
 
 
 def _temporary(path):
@@ -95,17 +105,11 @@ class Record:
 
     @contextlib.contextmanager
     def locked(self):
-        """Keep other runs away from this Nova.
-
-        :raises GraftError: there is one already
-        """
+        """Keep other runs away from this Nova; wait for one to end."""
         descriptor = os.open(self.nova.package, os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise GraftError('Another nova-sheepdog is at work on '
-                                 f'{self.nova.package}; wait for it to end.')
+            # An update and the start of nova-compute may meet here.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
             self.load()
             yield
         finally:
@@ -124,18 +128,9 @@ class Record:
         return bool(self.manifest) and self.manifest['state'] == APPLIED
 
     @property
-    def is_replaced(self):
-        """Whether another Nova was installed over the patched one.
-
-        A package manager that does not know the files of the patch brings
-        back all files of Nova and leaves the new ones.
-        """
-        digests = [(self._digest(entry), entry) for entry in self._entries()
-                   if entry['before']]
-        if self.is_applied and self.manifest['release'] == self.nova.release:
-            return all(digest == entry['before'] for digest, entry in digests)
-        return self.is_applied and not any(
-            digest == entry['after'] for digest, entry in digests)
+    def is_whole(self):
+        """Whether every file is as the patch wrote it."""
+        return self.is_applied and set(self.states().values()) <= {PATCHED}
 
     @property
     def left_elsewhere(self):
@@ -154,41 +149,43 @@ class Record:
         # An absolute path stays one.
         return self.nova.root / entry['path']
 
-    def _digest(self, entry):
-        content = _read(self._path(entry))
-        return None if content is None else _sha256(content)
-
     def owns(self, path):
         """Whether a file is one that the patch made, as it made it."""
         return any(self._path(entry) == path and entry['before'] is None and
-                   self._digest(entry) == entry['after']
+                   self._state(entry) == PATCHED
                    for entry in self._entries())
 
-    def changed_since(self):
-        """Paths of the files that are neither pristine nor as patched.
+    def states(self):
+        """What the files of the patch are: their states by their paths."""
+        return {self._path(entry): self._state(entry)
+                for entry in self._entries()}
 
-        A new file that is missing does not count: nothing of anybody is
-        lost when the patch is taken back.
-        """
-        changed = []
-        for entry in self._entries():
-            allowed = [entry['after']]
-            if self.is_interrupted or entry['before'] is None:
-                allowed.append(entry['before'])
-            if self._digest(entry) not in allowed:
-                changed.append(self._path(entry))
-        return changed
-
-    def missing(self):
-        """Paths of the new files that somebody removed."""
-        return [self._path(entry) for entry in self._entries()
-                if entry['before'] is None and self._digest(entry) is None]
+    def _state(self, entry):
+        try:
+            content = _read(self._path(entry))
+        except PermissionError:
+            return UNREADABLE
+        digest = None if content is None else _sha256(content)
+        if digest == entry['after']:
+            return PATCHED
+        if entry['before'] is None:
+            return REMOVED if content is None else EDITED
+        if digest == entry['before']:
+            return RESTORED
+        # An update knows nothing of the patch; an editor leaves most of it.
+        added = set(entry.get('added', ()))
+        if content and 2 * len(added & _lines(content)) > len(added):
+            return EDITED
+        return UPDATED
 
     def read(self, path):
         """Pristine content of a path of Nova's source tree, or None."""
         for entry in self._entries():
             if entry['path'] == path:
-                return entry['before'] and self._pristine(entry)
+                if entry['before'] is None:
+                    return None
+                if self._state(entry) == PATCHED:
+                    return self._pristine(entry)
         return self.nova.read(path)
 
     def _pristine(self, entry):
@@ -241,6 +238,8 @@ class Record:
         if change.before is not None:
             stat = path.stat()
             entry.update(before=_sha256(change.before),
+                         added=sorted(_lines(change.after) -
+                                      _lines(change.before)),
                          mode=stat.st_mode & 0o7777,
                          mtime_ns=stat.st_mtime_ns)
         return entry
@@ -286,19 +285,17 @@ class Record:
     def roll_back(self):
         """Bring back the pristine Nova from whatever state it is in.
 
-        A Nova that was installed over the patched one stays as it is, and
-        so does a new file that somebody changed.
+        What is not as the patch wrote it stays as it is.
         """
         self.load()
-        replaced = self.is_replaced
         for entry in self._entries():
             path = self._path(entry)
             _temporary(path).unlink(missing_ok=True)
-            if entry['before'] is None:
-                if self._digest(entry) == entry['after']:
+            if self._state(entry) == PATCHED:
+                if entry['before'] is None:
                     path.unlink()
-            elif not replaced and self._digest(entry) != entry['before']:
-                self._restore(entry)
+                else:
+                    self._restore(entry)
             _drop_stale_bytecode(path)
         for name in reversed(self.manifest['directories']
                              if self.manifest else ()):
@@ -314,8 +311,7 @@ class Record:
     def _restore(self, entry):
         path = self._path(entry)
         temporary = _temporary(path)
-        _write(temporary, self._pristine(entry), entry['mode'],
-               path if path.exists() else path.parent)
+        _write(temporary, self._pristine(entry), entry['mode'], path)
         os.utime(temporary, ns=(entry['mtime_ns'], entry['mtime_ns']))
         os.replace(temporary, path)
         _sync(path.parent)

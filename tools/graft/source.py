@@ -27,8 +27,9 @@ import typing as ty
 from graft import fragment as vocabulary
 from graft import GraftError
 
-VERBS = ('after', 'before', 'replace', 'substitute')
+VERBS = ('after', 'before', 'substitute')
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+ASSIGNMENTS = (ast.Assign, ast.AnnAssign)
 
 
 class Misfit(GraftError):
@@ -84,21 +85,21 @@ class Hunk:
     body: list = dataclasses.field(default_factory=list)
     fixed: set = dataclasses.field(default_factory=set)
     column: int = 0
-    # Name of the definition that goes in, empty for statements.
-    name: str = ''
-    # Where in the body the 'if' is that can become another arm of an 'if'.
-    arm: ty.Optional[int] = None
+    first_row: int = 0
+    # Names that the definition or the assignments that go in bind.
+    names: tuple = ()
+    is_definition: bool = False
 
     def __str__(self):
         place = '.'.join(self.scope) or 'the module'
+        if self.verb == 'append':
+            return f'{", ".join(self.names)} of {place}'
         return f'{self.verb} {" or ".join(map(repr, self.anchors))} in {place}'
 
-    def indented(self, column, as_arm=False):
+    def indented(self, column):
         """The body's lines, moved to another column."""
         lines = []
         for index, line in enumerate(self.body):
-            if as_arm and index == self.arm:
-                line = line.replace('if', 'elif', 1)
             if index not in self.fixed and line.strip():
                 indent = max(0, _column(line) + column - self.column)
                 line = ' ' * indent + line.lstrip()
@@ -113,7 +114,6 @@ class Place:
     start: int
     end: int
     column: int
-    is_arm: bool
     previous: ty.Optional[ast.stmt]
     next: ty.Optional[ast.stmt]
 
@@ -190,6 +190,11 @@ def _statements(node, into_definitions):
                 yield from _statements(statement, into_definitions)
 
 
+def _stored_names(node):
+    return [name.id for name in ast.walk(node)
+            if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
+
+
 def _parse(text, path):
     try:
         return ast.parse(text)
@@ -200,28 +205,32 @@ def _parse(text, path):
 def is_fragment(text, path):
     """Whether a file of the patch is a fragment and not a new file.
 
+    A fragment imports this tool's vocabulary, or names of the file itself.
+
     :param text: source of the file
     :param path: its path, for messages
     :raises Misfit: it is not valid Python
     """
-    return any(isinstance(node, ast.ImportFrom) and
-               node.module == vocabulary.__name__
+    modules = {vocabulary.__name__, path[:-len('.py')].replace('/', '.')}
+    return any(isinstance(node, ast.ImportFrom) and node.module in modules
                for node in _parse(text, path).body)
 
 
 class Fragment:
     """A parsed fragment."""
 
-    def __init__(self, text, path):
+    def __init__(self, text, path, target):
         """Parse a fragment.
 
         :param text: source of the fragment
         :param path: its path in the patch, like nova/virt/libvirt/driver.py
+        :param target: the Target that it adds to
         :raises Misfit: it holds what no fragment may hold
         """
         self.path = path
         self.module = path[:-len('.py')].replace('/', '.')
         self.lines = _lines(text)
+        self.target = target
         self.hunks = []
         self.imports = []
         self.own_names = []
@@ -252,17 +261,21 @@ class Fragment:
         return inside, newlines
 
     def _read(self, body, scope):
+        previous = None
         for node in body:
             if isinstance(node, (ast.Import, ast.ImportFrom)) and not scope:
                 self._read_import(node)
             elif isinstance(node, DEFINITIONS):
                 self._read_definition(node, scope)
+            elif isinstance(node, ASSIGNMENTS):
+                self._read_assignment(node, previous, scope)
             elif (isinstance(node, ast.Expr) and
                   self._verb_of(node.value) == 'substitute'):
                 self.hunks.append(self._hunk(node.value, scope))
             elif not _is_docstring(node):
                 self._refuse(node.lineno, 'a fragment holds imports, '
-                             'definitions with a place and substitute() only')
+                             'definitions, assignments and substitute() only')
+            previous = node
 
     def _read_import(self, node):
         for entry in _imports_of(node):
@@ -291,22 +304,39 @@ class Fragment:
                    for keyword in call.keywords}).arguments
             where, anchors = given['where'], given['first_line']
             anchors = (anchors,) if isinstance(anchors, str) else anchors
-            scope = scope + tuple(where.split('.') if where else ())
+            scope = scope + ((where,) if where else ())
             anchors = tuple(anchor.strip() for anchor in anchors)
         except (TypeError, ValueError, AttributeError) as error:
             self._refuse(call.lineno, f'{verb}(): {error}')
         return Hunk(verb, call.lineno, scope, anchors,
                     given.get('old', ''), given.get('new', ''))
 
+    def _read_assignment(self, node, previous, scope):
+        start = start_of_comment(self.lines, node.lineno - 1, node.col_offset)
+        names = tuple(_stored_names(node))
+        if isinstance(previous, ASSIGNMENTS):
+            # They stay together, with the blank lines between them.
+            hunk = self.hunks.pop()
+            start, names = hunk.first_row, hunk.names + names
+        else:
+            hunk = Hunk('append', node.lineno, scope, ())
+        hunk.names = names
+        self._take(hunk, range(start, _end(
+            self.lines, node.end_lineno, node.col_offset)), node.col_offset)
+
     def _read_definition(self, node, scope):
         calls = [decorator for decorator in node.decorator_list
-                 if self._verb_of(decorator) in VERBS[:3]]
-        if not calls and isinstance(node, ast.ClassDef):
+                 if self._verb_of(decorator) in VERBS[:2]]
+        if not calls and isinstance(node, ast.ClassDef) and (
+                any(isinstance(found, ast.ClassDef) for found in
+                    self.target.scopes(scope + (node.name,))) or
+                any(map(self._verb_of, ast.walk(node)))):
             return self._read(node.body, scope + (node.name,))
-        if len(calls) != 1:
-            self._refuse(node.lineno, f'{node.name} needs one of @after, '
-                         '@before and @replace')
-        hunk = self._hunk(calls[0], scope)
+        if len(calls) > 1 or not calls and node.name == '_':
+            self._refuse(node.lineno, f'{node.name} needs one of @after '
+                         'and @before')
+        hunk = (self._hunk(calls[0], scope) if calls else
+                Hunk('append', node.lineno, scope, ()))
         end = _end(self.lines, node.end_lineno, node.col_offset)
         if node.name == '_':
             start = next(row for row in self._header_ends
@@ -314,31 +344,22 @@ class Fragment:
             if start >= node.body[0].lineno:
                 self._refuse(node.lineno, 'the statements begin on a line '
                              'of their own')
-            rows = range(start, end)
-            hunk.column = node.body[0].col_offset
-            if _is_arm(node.body):
-                hunk.arm = node.body[0].lineno - 1 - start
-        else:
-            start = start_of_comment(
-                self.lines, _start(node), node.col_offset)
-            rows = [row for row in range(start, end) if not
-                    calls[0].lineno <= row + 1 <= calls[0].end_lineno]
-            hunk.column = node.col_offset
-            hunk.name = node.name
+            return self._take(hunk, range(start, end),
+                              node.body[0].col_offset)
+        start = start_of_comment(self.lines, _start(node), node.col_offset)
+        hunk.names, hunk.is_definition = (node.name,), True
+        self._take(hunk, [row for row in range(start, end) if not any(
+            call.lineno <= row + 1 <= call.end_lineno for call in calls)],
+            node.col_offset)
+
+    def _take(self, hunk, rows, column):
+        """Let a hunk put in these rows of the fragment."""
+        hunk.first_row, hunk.column = rows[0], column
         hunk.body = [self.lines[row] for row in rows]
         hunk.body[-1] = hunk.body[-1].rstrip('\n') + '\n'
         hunk.fixed = {index for index, row in enumerate(rows)
                       if row in self._inside_string}
         self.hunks.append(hunk)
-
-
-def _is_arm(body):
-    """Whether statements are one "if" to which an "else" could be added."""
-    while len(body) == 1 and isinstance(body[0], ast.If):
-        body = body[0].orelse
-        if not body:
-            return True
-    return False
 
 
 class Target:
@@ -351,7 +372,7 @@ class Target:
         self.tree = ast.parse(text)
 
     def scopes(self, names):
-        """The definitions that a dotted name means."""
+        """The definitions of a path of names; a property has two."""
         nodes = [self.tree]
         for name in names:
             nodes = [statement for node in nodes
@@ -363,21 +384,31 @@ class Target:
     def places(self, scope):
         """The statements that have a first line of their own.
 
-        :returns: an iterator over pairs of first lines and Place
+        :returns: an iterator over pairs of first line and Place
         """
         into_definitions = not isinstance(scope, (ast.Module, ast.ClassDef))
         for node, previous, following in _statements(scope, into_definitions):
             line = self.lines[node.lineno - 1]
-            if line[:node.col_offset].strip():
+            if line[:node.col_offset].strip() or line.startswith(
+                    'elif', node.col_offset):
                 continue
-            is_arm = isinstance(node, ast.If) and line.lstrip().startswith(
-                'elif')
-            last = node.body[-1] if is_arm else node
             start = _start(node)
-            yield {line.strip(), self.lines[start].strip()}, Place(
-                node, start, _end(self.lines, last.end_lineno,
+            yield line.strip(), Place(
+                node, start, _end(self.lines, node.end_lineno,
                                   node.col_offset),
-                node.col_offset, is_arm, previous, following)
+                node.col_offset, previous, following)
+
+    def end(self, scope):
+        """The Place after all that a module or class holds."""
+        column = scope.body[0].col_offset if scope.body else 0
+        if isinstance(scope, ast.Module):
+            end = len(self.lines)
+            while end and not self.lines[end - 1].strip():
+                end -= 1
+        else:
+            end = _end(self.lines, scope.end_lineno, scope.col_offset)
+        last = scope.body[-1] if scope.body else None
+        return Place(last, end, end, column, None, None)
 
     def imports(self):
         """All imports at the level of the module, in their order."""
@@ -386,14 +417,17 @@ class Target:
                 if isinstance(node, (ast.Import, ast.ImportFrom))
                 for entry in _imports_of(node)]
 
-    def names(self):
-        """All names that are bound at the level of the module."""
-        names = {entry.bound for _, entry in self.imports()}
-        for node, _, _ in _statements(self.tree, False):
+    def names(self, scope=None):
+        """All names that are bound at the level of a scope.
+
+        :param scope: a definition; None: the module
+        """
+        names = set()
+        for node, _, _ in _statements(scope or self.tree, False):
             if isinstance(node, DEFINITIONS):
                 names.add(node.name)
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                names.update(entry.bound for entry in _imports_of(node))
             else:
-                names.update(name.id for name in ast.walk(node)
-                             if isinstance(name, ast.Name) and
-                             isinstance(name.ctx, ast.Store))
+                names.update(_stored_names(node))
         return names

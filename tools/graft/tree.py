@@ -124,6 +124,13 @@ class Nova:
         except FileNotFoundError:
             return None
 
+    @property
+    def rootwrap_daemon(self):
+        """Path of the nova-rootwrap-daemon that goes with this Nova."""
+        # lib/python3/site-packages is three below where bin is.
+        top = '/usr' if self.is_source else self.root / '../../..'
+        return os.path.normpath(os.path.join(top, 'bin/nova-rootwrap-daemon'))
+
     def find_rootwrap_configuration(self):
         """Path of the rootwrap.conf that came with this Nova, or None."""
         candidates = []

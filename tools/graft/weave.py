@@ -70,18 +70,21 @@ class _Weaving:
             return self._misfit(
                 hunk.line, f'{hunk}: {self.fragment.path} has no '
                 f'{".".join(hunk.scope)} at its top level')
+        bound = set().union(*map(self.target.names, scopes))
+        for name in hunk.names:
+            if name in bound:
+                return self._misfit(
+                    hunk.line, f'{self.fragment.path} has '
+                    f'{".".join((*hunk.scope, name))} already; it was '
+                    'patched by other means')
+        if hunk.verb == 'append':
+            return self.target.end(scopes[-1])
         lines, found = [], []
         for scope in scopes:
-            for texts, place in self.target.places(scope):
-                lines.extend(texts)
-                if texts & set(hunk.anchors):
+            for text, place in self.target.places(scope):
+                lines.append(text)
+                if text in hunk.anchors:
                     found.append(place)
-        if hunk.verb != 'replace' and any(
-                self.target.scopes(hunk.scope + (hunk.name,))):
-            return self._misfit(
-                hunk.line, f'{self.fragment.path} has '
-                f'{".".join(hunk.scope + (hunk.name,))} already; it was '
-                'patched by other means')
         if len(found) == 1:
             return found[0]
         if found:
@@ -107,15 +110,7 @@ class _Weaving:
             start += text.index(hunk.old)
             return self._edit(start, start + len(hunk.old), hunk.new,
                               hunk.line)
-        if place.is_arm and hunk.arm is None:
-            return self._misfit(
-                hunk.line, f'{hunk} of {self.fragment.path}: beside this '
-                'arm only one "if" statement without "else" can go')
-        if hunk.verb == 'replace':
-            self._edit(self.offsets[place.start], self.offsets[place.end],
-                       ''.join(hunk.indented(place.column, place.is_arm)),
-                       hunk.line)
-        elif hunk.verb == 'after':
+        if hunk.verb in ('after', 'append'):
             self.insertions.setdefault(place.end, []).append((hunk, place))
         else:
             start = source.start_of_comment(
@@ -127,19 +122,21 @@ class _Weaving:
         # An inner block ends where the outer one does: the inner goes first.
         group.sort(key=lambda entry: (
             entry[0].verb == 'before', -entry[1].column,
-            not entry[1].is_arm))
+            entry[0].verb == 'append'))
         blank_below = _count_blank(self.target.lines[line:])
         blank_above = _count_blank(reversed(self.target.lines[:line]))
         hunk, place = group[0]
-        left = place.node if hunk.verb == 'after' else place.previous
+        left = place.previous if hunk.verb == 'before' else place.node
         left = left and isinstance(left, source.DEFINITIONS)
         text = []
         for hunk, place in group:
-            want = self._blank_lines(left, bool(hunk.name), place.column)
+            want = self._blank_lines(left, hunk.is_definition, place.column)
+            if hunk.verb == 'append':
+                want = max(1, want)
             text += ['\n'] * (want - blank_above)
-            text += hunk.indented(place.column, place.is_arm)
-            left, blank_above = bool(hunk.name), 0
-        right = place.next if hunk.verb == 'after' else place.node
+            text += hunk.indented(place.column)
+            left, blank_above = hunk.is_definition, 0
+        right = place.node if hunk.verb == 'before' else place.next
         right = right and isinstance(right, source.DEFINITIONS)
         want = self._blank_lines(left, right, place.column)
         text += ['\n'] * (want - blank_below)
@@ -168,10 +165,11 @@ class _Weaving:
                     for other in (entry, *same_name))):
                 self._misfit(line, f'"{entry}": {self.fragment.path} has '
                              f'another {entry.bound}')
+                continue
             wanted.setdefault(entry.group, {})[entry] = line
         groups = self._import_groups(present)
         for group, entries in sorted(wanted.items()):
-            self._add_group(group, entries, groups)
+            self._add_group(entries, groups.get(group))
 
     def _import_groups(self, present):
         """The blocks of imports by their group.
@@ -193,35 +191,21 @@ class _Weaving:
             groups[group] = max(block, groups.get(group, []), key=len)
         return groups
 
-    def _add_group(self, group, entries, groups):
-        entries = dict(sorted(entries.items(), key=lambda pair: pair[0].key))
-        block = groups.get(group)
-        if block:
-            for entry, line in entries.items():
-                at = source.start_of_comment(
-                    self.target.lines, block[0][0].lineno - 1, 0)
-                for node, other in block:
-                    if other.key > entry.key:
-                        break
-                    at = node.end_lineno
-                self._edit(self.offsets[at], self.offsets[at], f'{entry}\n',
-                           line)
-            return
-        text = ''.join(f'{entry}\n' for entry in entries)
-        line = min(entries.values())
-        earlier = [groups[other] for other in groups if other < group]
-        later = [groups[other] for other in groups if other > group]
-        if earlier:
-            at = max(block[-1][0].end_lineno for block in earlier)
-            text = '\n' + text
-        elif later:
-            first = min(block[0][0].lineno for block in later)
-            at = source.start_of_comment(self.target.lines, first - 1, 0)
-            text += '\n'
-        else:
-            return self._misfit(line, f'{self.fragment.path} has no imports '
-                                'beside which others could go')
-        self._edit(self.offsets[at], self.offsets[at], text, line)
+    def _add_group(self, entries, block):
+        for entry, line in sorted(entries.items(),
+                                  key=lambda pair: pair[0].key):
+            if not block:
+                self._misfit(line, f'"{entry}": {self.fragment.path} has no '
+                             'block of such imports')
+                continue
+            at = source.start_of_comment(
+                self.target.lines, block[0][0].lineno - 1, 0)
+            for node, other in block:
+                if other.key > entry.key:
+                    break
+                at = node.end_lineno
+            self._edit(self.offsets[at], self.offsets[at], f'{entry}\n',
+                       line)
 
     def _edit(self, start, end, text, line):
         self.edits.append(_Edit(start, end, len(self.edits), text, line))
@@ -265,11 +249,11 @@ def weave(fragment, text, path, release):
     :returns: the new source of the file
     :raises source.Misfit: it does not fit; it has all problems
     """
-    parsed = source.Fragment(fragment, path)
     try:
         target = source.Target(text)
     except SyntaxError as error:
         raise source.Misfit([
             f'{path} of Nova {release}, line {error.lineno}: {error.msg}: '
             'this Python cannot read it'])
-    return _Weaving(parsed, target, release).run()
+    return _Weaving(source.Fragment(fragment, path, target), target,
+                    release).run()

@@ -84,7 +84,7 @@ from graft.fragment import substitute
 
 substitute('', 'opts = [', "'rbd'", "'rbd', 'sheepdog'")
 ''',
-    'nova/virt/sheepdog/__init__.py': '',
+    'nova/virt/sheepdog/__init__.py': '# Ours\n',
     'nova/virt/sheepdog/tool': '#!/bin/sh\n',
     'nova/virt/notes.txt': 'no line end',
     'etc/nova/rootwrap.d/sheepdog.filters': '[Filters]\ndog: dog\n',

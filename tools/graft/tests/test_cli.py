@@ -13,12 +13,14 @@
 import io
 import json
 import os
+import pathlib
 import subprocess
 
 import ddt
 import fixtures
 import testtools
 
+import graft
 from graft import cli
 from graft.tests import base
 
@@ -76,7 +78,8 @@ class SourceTreeTestCase(CommandTestCase):
     def test_apply_and_revert(self):
         self.assertIn(
             f'Patched Nova 34.0.0 in {self.tree.root}: 2 files changed, 4 '
-            'added.\nNext: ', self.succeed('apply'))
+            'added.\n', out := self.succeed('apply'))
+        self.assertIn('/usr/bin/nova-rootwrap-daemon /etc/nova/rootwrap', out)
         self.assertIn('cleanup_sheepdog', self.driver.read_text())
         self.assertEqual(
             f'Took the patch back from Nova 34.0.0 in {self.tree.root}.\n',
@@ -103,10 +106,34 @@ class SourceTreeTestCase(CommandTestCase):
         base.write(self.patch.root, {'nova/more': ''})
         status, out, _ = self.run_here('status')
         self.assertIn('"apply" puts it in its place', out)
+        edited = self.driver.read_bytes() + b'a = 1\n'
         self.driver.write_text('a = 1\n')
         status, out, _ = self.run_here('status')
         self.assertEqual(1, status)
+        self.assertIn(f'{self.driver} is of an update', out)
+        self.driver.write_bytes(edited)
+        status, out, _ = self.run_here('status')
         self.assertIn(f'Somebody changed {self.driver}.\n', out)
+
+    def status(self):
+        return json.loads(self.run_here('status', '--json')[1])
+
+    def test_status_for_programs(self):
+        expected = {
+            'release': '34.0.0', 'package': f'{self.tree.root}/nova',
+            'state': 'not patched', 'version': None, 'is_current': None,
+            'files': {}}
+        self.assertEqual(expected, self.status())
+        self.succeed('apply')
+        expected.update(state='patched', version=graft.__version__,
+                        is_current=True)
+        self.assertEqual(expected, self.status())
+        base.write(self.tree.root, {'nova/conf/libvirt.py': base.OPTIONS})
+        expected.update(state='patched in part', files={
+            f'{self.tree.root}/nova/conf/libvirt.py': 'restored'})
+        self.assertEqual(expected, self.status())
+        self.change_manifest(state='applying')
+        self.assertEqual('interrupted', self.status()['state'])
 
     def change_manifest(self, **values):
         path = self.tree.root / 'nova/.nova-sheepdog/manifest.json'
@@ -120,7 +147,7 @@ class SourceTreeTestCase(CommandTestCase):
                 "from graft.fragment import after\n"
                 "@after('', 'CONF = nova.conf.CONF')\n"
                 "def _():\n    NEW = 1\n",
-            'nova/more/new.py': ''})
+            'nova/more/new.py': 'new = 1\n'})
         (self.patch.root / 'nova/virt/notes.txt').unlink()
         self.assertIn('Took back the patch of nova-sheepdog 0.0.1.\nPatched',
                       self.succeed('apply'))
@@ -150,19 +177,35 @@ class SourceTreeTestCase(CommandTestCase):
         self.assert_pristine()
 
     @ddt.data('apply', 'revert')
-    def test_replaced(self, name):
+    def test_updated(self, name):
         self.succeed('apply')
-        base.write(self.tree.root, base.NOVA)
-        self.assertIn('was replaced', self.run_here('status')[1])
-        self.fail_with('Run "apply" to patch this one', 'diff')
-        self.assertIn('was replaced', self.succeed(name))
-        self.succeed('revert')
+        fixed = base.DRIVER.replace('# The', '# Fixed: the')
+        base.write(self.tree.root, {**base.NOVA,
+                                    'nova/virt/libvirt/driver.py': fixed})
+        self.pristine['nova/virt/libvirt/driver.py'] = (
+            self.driver.stat().st_mode, fixed.encode())
+        self.assertIn('patches it if it fits', self.run_here('status')[1])
+        self.succeed('check')
+        out = self.succeed(name)
+        if name == 'apply':
+            self.assertIn('Nova was updated since it was patched.\n', out)
+            self.assertIn('cleanup_sheepdog', self.driver.read_text())
+            self.assertEqual('patched', self.status()['state'])
+            self.succeed('revert')
         self.assert_pristine()
+
+    def test_update_that_does_not_fit(self):
+        self.succeed('apply')
+        self.driver.write_text(base.DRIVER.replace("'rbd'", "'ceph'"))
+        self.fail_with('The patch does not fit; nothing was changed', 'apply')
+        self.succeed('revert')
+        self.assertIn("'ceph'", self.driver.read_text())
 
     @ddt.data('apply', 'revert', 'diff', 'check')
     def test_somebody_changed_a_file(self, name):
         self.succeed('apply')
-        self.driver.write_text('a = 1\n')
+        with open(self.driver, 'a') as stream:
+            stream.write('a = 1\n')
         self.fail_with(f'Not as it was:\n  {self.driver}\n', name)
         self.change_manifest(state='reverting')
         self.fail_with(f'Not as it was:\n  {self.driver}\n', name)
@@ -192,10 +235,14 @@ class SourceTreeTestCase(CommandTestCase):
             ' (Nova 34.0.0)\nTake a Nova of', name)
 
     def test_check(self):
-        self.assertEqual('The patch fits Nova 34.0.0: 6 files.\n',
+        self.assertEqual('Nova 34.0.0: the patch fits, not tested.\n',
                          self.succeed('check'))
-        self.succeed('apply')
-        self.succeed('check')
+        self.assertIn('was not tested with it', self.succeed('apply'))
+        base.write(self.patch.root, {'locks/nova-34.0.0.txt': ''})
+        self.assertEqual('Nova 34.0.0: the patch fits, tested.\n',
+                         self.succeed('check'))
+        self.succeed('revert')
+        self.assertNotIn('was not tested', self.succeed('apply'))
 
     def test_diff_makes_what_apply_makes(self):
         text = self.succeed('diff')
@@ -209,6 +256,42 @@ class SourceTreeTestCase(CommandTestCase):
                 if '.nova-sheepdog' not in name}
         self.assertEqual(made, {name: content for name, (_, content)
                                 in base.read(other).items()})
+
+    def test_tests_only_if_asked(self):
+        name = 'nova/tests/fixtures/dog'
+        base.write(self.patch.root, {name: 'woof'})
+        self.succeed('apply')
+        self.assertFalse((self.tree.root / name).exists())
+        self.assertTrue(self.status()['is_current'])
+        self.assertIn(name, self.succeed('diff'))
+        self.assertIn('Took back', self.succeed('apply', '--with-tests'))
+        self.assertTrue((self.tree.root / name).exists())
+        self.assertTrue(self.status()['is_current'])
+        # It was said before what is to do.
+        self.assertNotIn('Still to do', self.succeed('apply'))
+        self.assertFalse((self.tree.root / name).exists())
+
+    def test_diff_for_an_installed_nova(self):
+        base.write(self.patch.root, {'nova/tests/a': 'b'})
+        for options, names, more in (
+                (['--installed'], ['nova/virt/libvirt/driver.py'], ''),
+                (['--prefix', '/opt/lib'], [
+                    'opt/lib/nova/virt/libvirt/driver.py',
+                    'opt/lib/nova/virt/sheepdog/__init__.py',
+                    'etc/nova/rootwrap.d/sheepdog.filters'], 'opt/lib')):
+            text = self.succeed('diff', *options)
+            self.assertNotIn('nova/tests', text)
+            self.assertEqual(bool(more), 'rootwrap' in text)
+            root = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+            base.write(root / more, {
+                name: content for name, content in base.NOVA.items()
+                if name.startswith('nova/')})
+            subprocess.run(
+                ['patch', '-s', '-p0' if more else '-p1', '--fuzz=0'],
+                cwd=root, input=text.encode(), check=True)
+            for name in names:
+                self.assertTrue((root / name).exists(), name)
+            self.assertIn('cleanup_sheepdog', (root / names[0]).read_text())
 
     def test_already_patched_by_the_diff(self):
         subprocess.run(
@@ -224,7 +307,7 @@ class SourceTreeTestCase(CommandTestCase):
         self.assertEqual((0, ''), (status, error))
         self.assertIn('+++ b/nova/virt/libvirt/driver.py\n', out)
         self.assertEqual(
-            (0, 'The patch fits Nova 34.0.0: 6 files.\n', ''),
+            (0, 'Nova 34.0.0: the patch fits, not tested.\n', ''),
             self.run_command('check', '--release', '34.0.0'))
 
     def test_no_nova(self):
@@ -276,9 +359,13 @@ class InstalledNovaTestCase(CommandTestCase):
         out = self.succeed('apply')
         self.assertIn('2 files changed, 4 added.\n', out)
         self.assertIn(f'The rootwrap filters are in {filters}', out)
+        self.assertIn(
+            f'{self.tree.top}/bin/nova-rootwrap-daemon '
+            f'{self.tree.top}/etc/nova/rootwrap.conf\n', out)
         self.assertEqual(base.PATCH['etc/nova/rootwrap.d/sheepdog.filters'],
                          filters.read_text())
         self.assertFalse((self.tree.root / 'etc').exists())
+        self.assertNotIn('sheepdog.filters', self.succeed('diff'))
         self.succeed('revert')
         self.assert_pristine()
 
@@ -290,6 +377,20 @@ class InstalledNovaTestCase(CommandTestCase):
         self.succeed('apply', '--rootwrap-conf',
                      str(self.tree.top / 'other.conf'))
         self.assertTrue((filters / 'sheepdog.filters').exists())
+
+    def test_status_by_a_user_who_may_not_see_the_filters(self):
+        self.succeed('apply')
+        filters = self.tree.filters / 'sheepdog.filters'
+        real = pathlib.Path.read_bytes
+
+        def read_bytes(path):
+            if path == filters:
+                raise PermissionError(13, 'Permission denied', str(path))
+            return real(path)
+
+        with fixtures.MonkeyPatch('pathlib.Path.read_bytes', read_bytes):
+            self.assertIn(f'Only root can see {filters}.\n',
+                          self.succeed('status'))
 
     def test_moved(self):
         self.succeed('apply')

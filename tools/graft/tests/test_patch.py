@@ -50,7 +50,8 @@ class PatchTestCase(testtools.TestCase):
                          (tool.before, tool.after, tool.mode))
 
     def test_file_that_nova_has_as_it_is(self):
-        self.assertEqual([], self.changes({'nova/conf/__init__.py': ''}))
+        base.write(self.tree.root, {'nova/conf/notes': 'same\n'})
+        self.assertEqual([], self.changes({'nova/conf/notes': 'same\n'}))
 
     def test_all_problems_are_told(self):
         error = self.assertRaises(source.Misfit, self.changes, {
@@ -66,6 +67,10 @@ class PatchTestCase(testtools.TestCase):
                      'nova/conf/other.py: Nova 34.0.0 has no such file',
                      "nova/conf/libvirt.py:2: after 'a' in the module"):
             self.assertIn(text, str(error))
+
+    def test_no_empty_file(self):
+        error = self.assertRaises(source.Misfit, self.changes, {'nova/a': ''})
+        self.assertIn('nova/a: an empty file', str(error))
 
     def test_only_text(self):
         root = self.useFixture(base.Patch({'nova/a': ''})).root

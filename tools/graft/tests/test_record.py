@@ -12,10 +12,12 @@
 
 import csv
 import fcntl
+import json
 import os
 import py_compile
 import shutil
 import sys
+import threading
 
 import ddt
 import fixtures
@@ -110,7 +112,7 @@ class SourceTreeTestCase(RecordTestCase):
         times = self.driver.stat().st_mtime_ns
         self.apply()
         self.assertTrue(self.record().is_applied)
-        self.assertEqual([], self.record().changed_since())
+        self.assertTrue(self.record().is_whole)
         self.assert_patched()
         self.assertEqual(0o640, self.driver.stat().st_mode & 0o777)
         tool = self.tree.root / 'nova/virt/sheepdog/tool'
@@ -150,6 +152,9 @@ class SourceTreeTestCase(RecordTestCase):
 
         return fail
 
+    def assert_not(self, done, *states):
+        self.assertEqual(set(), set(done.states().values()) & set(states))
+
     def _each_death(self, function):
         """The states that a death leaves, and at last that of success."""
         step = 0
@@ -163,7 +168,7 @@ class SourceTreeTestCase(RecordTestCase):
         for step in self._each_death(self.apply):
             done = self.record()
             if step:
-                self.assertEqual([], done.changed_since())
+                self.assert_not(done, record.EDITED, record.UPDATED)
                 self.assertFalse(done.is_applied)
             self.roll_back()
             self.assert_pristine()
@@ -173,7 +178,8 @@ class SourceTreeTestCase(RecordTestCase):
         self.apply()
         for _ in self._each_death(self.revert):
             if self.record().is_interrupted:
-                self.assertEqual([], self.record().changed_since())
+                self.assert_not(self.record(), record.EDITED,
+                                record.UPDATED)
                 self.roll_back()
                 self.assert_pristine()
                 self.apply()
@@ -187,22 +193,73 @@ class SourceTreeTestCase(RecordTestCase):
 
         apply_and_die()
         for _ in self._each_death(self.roll_back):
-            self.assertEqual([], self.record().changed_since())
+            self.assert_not(self.record(), record.EDITED, record.UPDATED)
             self.roll_back()
             self.assert_pristine()
             apply_and_die()
         self.assert_pristine()
 
+    def assert_states(self, **expected):
+        """Compare the states of the files that are not as patched."""
+        found = {path.name: state for path, state
+                 in self.record().states().items() if state != record.PATCHED}
+        self.assertEqual({name.replace('_', '.'): state
+                          for name, state in expected.items()}, found)
+
     def test_somebody_changed_a_file(self):
         self.apply()
         tool = self.tree.root / 'nova/virt/sheepdog/tool'
-        notes = self.tree.root / 'nova/virt/notes.txt'
-        self.driver.write_text('a = 1\n')
+        self.driver.write_text('import abc\n' + self.driver.read_text())
         tool.write_text('a')
-        notes.unlink()
-        self.assertEqual([self.driver, tool],
-                         sorted(self.record().changed_since()))
-        self.assertEqual([notes], self.record().missing())
+        (self.tree.root / 'nova/virt/notes.txt').unlink()
+        self.assert_states(driver_py=record.EDITED, tool=record.EDITED,
+                           notes_txt=record.REMOVED)
+
+    def test_update_of_some_files(self):
+        self.apply()
+        fixed = base.DRIVER.replace('# The', '# Fixed: the')
+        base.write(self.tree.root, {'nova/virt/libvirt/driver.py': fixed,
+                                    'nova/conf/libvirt.py': base.OPTIONS})
+        self.assert_states(driver_py=record.UPDATED,
+                           libvirt_py=record.RESTORED)
+        self.assertEqual(base.OPTIONS.encode(), self.record().read(
+            'nova/conf/libvirt.py'))
+        self.assertEqual(fixed.encode(), self.record().read(
+            'nova/virt/libvirt/driver.py'))
+        # Ours is not Nova's.
+        self.assertIsNone(self.record().read('nova/virt/notes.txt'))
+        self.revert()
+        self.assertEqual(fixed, self.driver.read_text())
+        self.driver.write_text(base.DRIVER)
+        self.driver.chmod(0o640)
+        self.assert_pristine()
+
+    def test_update_that_lacks_a_file(self):
+        self.apply()
+        options = self.tree.root / 'nova/conf/libvirt.py'
+        options.unlink()
+        self.assert_states(libvirt_py=record.UPDATED)
+        self.revert()
+        self.assertFalse(options.exists())
+
+    def test_update_of_all_but_one_file(self):
+        self.apply()
+        base.write(self.driver.parent, {'driver.py': base.DRIVER})
+        self.assertEqual(base.OPTIONS.encode(),
+                         self.record().read('nova/conf/libvirt.py'))
+        self.revert()
+        self.assert_pristine()
+
+    def test_record_of_an_older_nova_sheepdog(self):
+        self.apply()
+        path = self.tree.root / 'nova/.nova-sheepdog/manifest.json'
+        manifest = json.loads(path.read_text())
+        for entry in manifest['files']:
+            entry.pop('added', None)
+        path.write_text(json.dumps(manifest))
+        self.assertTrue(self.record().is_whole)
+        base.write(self.driver.parent, {'driver.py': 'a = 1'})
+        self.assert_states(driver_py=record.UPDATED)
 
     def test_file_that_somebody_put_beside_ours(self):
         self.apply()
@@ -240,12 +297,24 @@ class SourceTreeTestCase(RecordTestCase):
         held = os.open(self.tree.root / 'nova', os.O_RDONLY)
         self.addCleanup(os.close, held)
         fcntl.flock(held, fcntl.LOCK_EX)
-        error = self.assertRaises(
-            graft.GraftError, self.record().locked().__enter__)
-        self.assertIn('Another nova-sheepdog is at work', str(error))
-        fcntl.flock(held, fcntl.LOCK_UN)
-        with self.record().locked():
-            pass
+        order, waits, lock = [], threading.Event(), fcntl.flock
+
+        def flock(descriptor, operation):
+            waits.set()
+            lock(descriptor, operation)
+
+        def run():
+            with self.record().locked():
+                order.append('second')
+
+        self.useFixture(fixtures.MonkeyPatch('fcntl.flock', flock))
+        second = threading.Thread(target=run)
+        second.start()
+        waits.wait(60)
+        order.append('first')
+        lock(held, fcntl.LOCK_UN)
+        second.join(60)
+        self.assertEqual(['first', 'second'], order)
 
     def test_bytecode(self):
         ours = self.tree.root / 'nova/virt/sheepdog/__init__.py'
@@ -266,30 +335,13 @@ class SourceTreeTestCase(RecordTestCase):
 
     def test_release_installed_over_the_patched_one(self):
         self.apply()
-        base.write(self.tree.root, {**base.NOVA, 'PKG-INFO': 'Version: 35\n'})
         base.write(self.tree.root, {
+            **base.NOVA, 'PKG-INFO': 'Version: 35\n',
             'nova/virt/libvirt/driver.py': 'new = 1\n',
             'nova/conf/libvirt.py': 'new = 2\n'})
-        self.assertTrue(self.record().is_replaced)
-        self.roll_back()
+        self.revert()
         self.assertEqual(set(self.pristine), set(base.read(self.tree.top)))
         self.assertEqual('new = 1\n', self.driver.read_text())
-
-    def test_same_release_installed_over_the_patched_one(self):
-        self.apply()
-        base.write(self.tree.root, base.NOVA)
-        self.assertTrue(self.record().is_replaced)
-        self.roll_back()
-        self.assert_pristine()
-
-    @ddt.data('driver.py', 'PKG-INFO')
-    def test_not_replaced(self, name):
-        self.apply()
-        if name == 'PKG-INFO':
-            base.write(self.tree.root, {name: 'Version: 35\n'})
-        else:
-            base.write(self.driver.parent, {name: base.DRIVER})
-        self.assertFalse(self.record().is_replaced)
 
 
 class InstalledNovaTestCase(RecordTestCase):
@@ -321,7 +373,7 @@ class InstalledNovaTestCase(RecordTestCase):
         copy = self.useFixture(fixtures.TempDir()).join('copy')
         shutil.copytree(self.tree.top, copy)
         done = record.Record(tree.find(copy))
-        self.assertEqual([], done.changed_since())
+        self.assertTrue(done.is_whole)
         self.assertEqual([str(filters)], done.left_elsewhere)
         self.assertFalse(done.owns(filters))
         done.revert()
