@@ -12,9 +12,9 @@
 
 """What the real Sheepdog does, recorded, and a suite that holds us to it.
 
-``dog-transcripts.json`` and ``more-transcripts.json`` hold calls of dog on a
-real Sheepdog 1.0.1 with their exit status, standard output and standard
-error, in the order in which they were made. They are never edited by hand:
-``python -m contract.record`` writes the second one anew. The suite replays
-them on the simulator, or on a real cluster, see clusters.py.
+``transcripts.json`` holds calls of dog on a real Sheepdog 1.0.1 with their
+exit status, standard output and standard error, in the order in which they
+were made. It is never edited by hand: ``python -m contract.record`` writes it
+anew. The suite replays them on the simulator, or on a real cluster, see
+clusters.py. It compares tgtd and the simulator's model of it as well.
 """

@@ -10,25 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Record more calls of the real dog: ``python -m contract.record``.
+"""Record calls of the real dog: ``python -m contract.record``.
 
 Wants SHEEPDOG_DOG, SHEEPDOG_HOST and SHEEPDOG_PORT, see clusters.py, and
-writes more-transcripts.json anew.
+writes transcripts.json anew.
 """
 
 import argparse
 import os
 import sys
-import tempfile
 
 from contract import clusters
 from contract import transcripts
 
-#: The file it writes.
-NAME = 'more-transcripts.json'
-
 _MIB = 1 << 20
-_LONG_NAME = 'n' * 255
 
 
 def _case(title, *argv, letter=None, size=0):
@@ -47,6 +42,109 @@ def _vdi(title, *argv, **options):
     return _case(title, 'vdi', *argv, **options)
 
 
+def _before_format():
+    yield _vdi('create before the cluster is formatted', 'create', 'a', '64M')
+    yield _vdi('list before the cluster is formatted', 'list', '-r')
+    yield _vdi('getattr before the cluster is formatted', 'getattr', 'a',
+               'nova')
+    yield _case('cluster info before format', 'cluster', 'info')
+    yield _case('cluster info before format, verbose', 'cluster', 'info',
+                '-v')
+    yield _case('format', 'cluster', 'format', '-c', '2')
+    yield _vdi('mark the cluster', 'create', clusters.MARKER, '4M')
+
+
+def _cluster():
+    yield _case('cluster info', 'cluster', 'info')
+    yield _case('cluster info, verbose', 'cluster', 'info', '-v')
+    yield _case('node list', 'node', 'list', '-r')
+    yield _case('node info: id size used avail use%; last line Total size '
+                'used avail use% virtual', 'node', 'info', '-r')
+    yield _case('node md info', 'node', 'md', 'info', '-r')
+
+
+def _calls():
+    yield _vdi('create', 'create', 'a', '64M')
+    yield _vdi('create, size in bytes', 'create', 'bytes', '67108864')
+    yield _vdi('create an existing name', 'create', 'a', '64M')
+    yield _vdi('create larger than 4 TiB', 'create', 'huge', '5T')
+    yield _vdi('create, no size', 'create', 'size0', '0')
+    yield _vdi('create, one byte', 'create', 'size1', '1')
+    yield _vdi('create, 4 TiB', 'create', 'size4T', '4T')
+    yield _vdi('list one', 'list', '-r', 'a')
+    yield _vdi('list one that does not exist', 'list', '-r', 'nosuch')
+    yield _vdi('list all', 'list', '-r')
+    yield _vdi('list all, not raw', 'list')
+    yield _vdi('write 5 MiB at 0', 'write', 'a', letter='Z', size=5 * _MIB)
+    yield _vdi('write 1 MiB at 8 MiB, offset and length in bytes', 'write',
+               'a', '8388608', '1048576', letter='Y', size=_MIB)
+    yield _vdi('write less than the length announced', 'write', 'a',
+               '16777216', '2097152', letter='X', size=_MIB)
+    yield _vdi('write beyond the end', 'write', 'a', '68157440', '4096',
+               letter='W', size=4096)
+    yield _vdi('write across the end (clipped at the end)', 'write', 'a',
+               '66060288', '2097152', letter='V', size=2 * _MIB)
+    yield _vdi('write to a name that does not exist', 'write', 'nosuch', '0',
+               '4096', letter='U', size=4096)
+    yield _vdi('read 6 bytes across written and hole', 'read', 'a',
+               '5242877', '6')
+    yield _vdi('read to the end', 'read', 'a')
+    yield _vdi('read a name that does not exist', 'read', 'nosuch', '0', '1')
+    yield _vdi('object map: index (decimal) and vid of each allocated object',
+               'object', 'map', 'a')
+    yield _vdi('resize up', 'resize', 'a', '134217728')
+    yield _vdi('resize to the same size', 'resize', 'a', '134217728')
+    yield _vdi('resize down', 'resize', 'a', '32M')
+    yield _vdi('resize a name that does not exist', 'resize', 'nosuch', '32M')
+    yield _vdi('snapshot', 'snapshot', '-s', 'one', 'a')
+    yield _vdi('snapshot with the same tag', 'snapshot', '-s', 'one', 'a')
+    yield _vdi('snapshot of a name that does not exist', 'snapshot', '-s',
+               'one', 'nosuch')
+    yield _vdi('list one with a snapshot', 'list', '-r', 'a')
+    yield _vdi('list one with a snapshot, not raw', 'list', 'a')
+    yield _vdi('overwrite after the snapshot', 'write', 'a', '0', '4096',
+               letter='T', size=4096)
+    yield _vdi('read from the snapshot', 'read', '-s', 'one', 'a', '0', '4')
+    yield _vdi('read from the working VDI', 'read', 'a', '0', '4')
+    yield _vdi('read from a tag that does not exist', 'read', '-s', 'none',
+               'a', '0', '4')
+    yield _vdi('clone', 'clone', '-s', 'one', 'a', 'clone')
+    yield _vdi('clone to an existing name', 'clone', '-s', 'one', 'a',
+               'clone')
+    yield _vdi('clone without a snapshot', 'clone', 'a', 'clone2')
+    yield _vdi('clone from a tag that does not exist', 'clone', '-s', 'none',
+               'a', 'clone2')
+    yield _vdi('clone from a tag that does not exist to an existing name',
+               'clone', '-s', 'none', 'a', 'clone')
+    yield _vdi('clone from a name that does not exist', 'clone', '-s', 'one',
+               'nosuch', 'clone2')
+    yield _vdi('list the clone', 'list', '-r', 'clone')
+    yield _vdi('getattr of a key that is not set', 'getattr', 'a', 'nova')
+    yield _vdi('getattr of a name that does not exist', 'getattr', 'nosuch',
+               'nova')
+    yield _vdi('delete the working VDI (its snapshot stays)', 'delete', 'a')
+    yield _vdi('list after delete', 'list', '-r', 'a')
+    yield _vdi('getattr of what has only snapshots', 'getattr', 'a', 'nova')
+    yield _vdi('create again under the name whose snapshot is left', 'create',
+               'a', '64M')
+    yield _vdi('delete again', 'delete', 'a')
+    yield _vdi('delete the snapshot (its clone keeps its data)', 'delete',
+               '-s', 'one', 'a')
+    yield _vdi('read the clone after its parent is gone', 'read', 'clone',
+               '0', '4')
+    yield _vdi('delete a name that does not exist: note the exit status',
+               'delete', 'nosuch')
+    yield _vdi('delete a tag that does not exist: note the exit status',
+               'delete', '-s', 'none', 'clone')
+    yield _vdi('no daemon at the port', 'list', '-r')
+    yield _vdi('no daemon at the port, create', 'create', 'x', '64M')
+    yield _vdi('no daemon at the port, getattr', 'getattr', 'x', 'nova')
+    yield _vdi('no daemon at the port, delete: note the exit status',
+               'delete', 'clone')
+    yield _case('no daemon at the port, cluster info', 'cluster', 'info',
+                '-v')
+
+
 def _object_maps():
     yield _vdi('object map of a name that does not exist',
                'object', 'map', 'nosuch')
@@ -57,8 +155,6 @@ def _object_maps():
     yield _vdi('write into object 9', 'write', 'map', '37748736', '512',
                letter='B', size=512)
     yield _vdi('object map with holes', 'object', 'map', 'map')
-    yield _vdi('object map of one object', 'object', 'map', '-i', '9', 'map')
-    yield _vdi('object map of one hole', 'object', 'map', '-i', '0x2', 'map')
     yield _vdi('snapshot, tag with a dash', 'snapshot', '-s', 'a-tag-2',
                'map')
     yield _vdi('write to object 1 after the snapshot', 'write', 'map', '4M',
@@ -121,8 +217,6 @@ def _writes():
     yield _vdi('read beyond the end', 'read', 'io', '20971521', '1')
     yield _vdi('read across the end', 'read', 'io', '20971519', '10')
     yield _vdi('read, length 0', 'read', 'io', '0', '0')
-    yield _vdi('read, a bad offset', 'read', 'io', 'x', '1')
-    yield _vdi('write, a bad length', 'write', 'io', '0', '1MB')
     yield _vdi('read all of it', 'read', 'io')
     yield _vdi('the space it takes', 'list', '-r', 'io')
     yield _vdi('resize to no number of objects', 'resize', 'io', '20971521')
@@ -130,12 +224,7 @@ def _writes():
                letter='E', size=1)
     yield _vdi('object map of six objects', 'object', 'map', 'io')
     yield _vdi('resize beyond 4 TiB', 'resize', 'io', '5T')
-    yield _vdi('resize without a size', 'resize', 'io')
     yield _vdi('delete', 'delete', 'io')
-    yield _vdi('create, preallocated', 'create', '-P', 'full', '12M')
-    yield _vdi('object map of a preallocated VDI', 'object', 'map', 'full')
-    yield _vdi('read it', 'read', 'full', '0', '4')
-    yield _vdi('delete it', 'delete', 'full')
 
 
 def _snapshots():
@@ -159,8 +248,6 @@ def _snapshots():
                'base')
     yield _vdi('snapshot what has only snapshots, under a tag it has',
                'snapshot', '-s', 'first', 'base')
-    yield _vdi('attribute of what has only snapshots', 'setattr', 'base',
-               'key', 'value')
     yield _vdi('clone a snapshot of a deleted VDI', 'clone', '-s', 'first',
                'base', 'child')
     yield _vdi('read the clone', 'read', 'child', '99', '12')
@@ -183,83 +270,8 @@ def _snapshots():
     yield _vdi('its snapshot ids begin anew', 'snapshot', '-s', 'first',
                'base')
     yield _vdi('list it', 'list', '-r', 'base')
-    yield _vdi('rollback without a tag', 'rollback', '-f', 'base')
-    yield _vdi('rollback, answering no', 'rollback', '-s', 'first', 'base',
-               letter='n', size=3)
     yield _vdi('delete it', 'delete', 'base')
-    yield _vdi('rollback without a working VDI', 'rollback', '-f', '-s',
-               'first', 'base')
-    yield _vdi('it has a working VDI again', 'list', '-r', 'base')
-    yield _vdi('snapshot with a long tag', 'snapshot', '-s', 't' * 300,
-               'base')
-    yield _vdi('the tag was cut', 'list', '-r', 'base')
-    yield _vdi('snapshot with an empty tag', 'snapshot', '-s', '', 'base')
-    yield _vdi('snapshot with tag 0', 'snapshot', '-s', '0', 'base')
-    yield _vdi('snapshot with a tag that begins with a digit', 'snapshot',
-               '-s', '1st', 'base')
-
-
-def _names():
-    yield _vdi('create, name with a blank', 'create', 'two words', '4M')
-    yield _vdi('create, name with a backslash', 'create', 'a\\b', '4M')
-    yield _vdi('create, name with a tab', 'create', 'a\tb', '4M')
-    yield _vdi('create, name not in ASCII', 'create', 'gr\xfc\xdfe', '4M')
-    yield _vdi('create, empty name', 'create', '', '4M')
-    yield _vdi('create, name of 255 bytes', 'create', _LONG_NAME, '4M')
-    yield _vdi('list by name with a blank', 'list', '-r', 'two words')
-    yield _vdi('list by name with a backslash', 'list', '-r', 'a\\b')
-    yield _vdi('list by name with a tab', 'list', '-r', 'a\tb')
-    yield _vdi('list by name not in ASCII', 'list', 'gr\xfc\xdfe')
-    yield _vdi('list by name of 256 bytes finds nothing', 'list', '-r',
-               _LONG_NAME + 'n')
-    yield _vdi('read by name of 256 bytes', 'read', _LONG_NAME + 'n', '0',
-               '1')
-    yield _vdi('clone to a name of 300 bytes that is taken', 'clone', '-s',
-               '1st', 'base', 'n' * 300)
-    yield _vdi('options after the operands', 'create', 'last', '4M', '-c',
-               '3')
-    yield _vdi('options shortened', 'create', 'short', '4M', '--cop=1')
-    yield _vdi('they are listed in order of their vids', 'list', '-r')
-    yield _vdi('an option it does not have', 'list', '-q')
-    yield _vdi('no name', 'delete')
-    yield _vdi('copies that cannot be', 'create', '-c', '3:1', 'ec', '4M')
-    yield _vdi('a port that cannot be', 'list', '-p', '70000')
-    yield _vdi('no name of a host', 'list', '-a', 'no.such.host.invalid')
-    for size in ('0', '1', '1.5M', '1k', '4T', '4398046511105', '-1', '', 'M',
-                 '1e3', '1 M'):
-        yield _vdi('create, size "%s"' % size, 'create', 'size' + size, size)
-        yield _vdi('list size "%s"' % size, 'list', '-r', 'size' + size)
-
-
-def _attributes():
-    yield _vdi('create', 'create', 'attr', '4M')
-    yield _vdi('setattr of a long value', 'setattr', 'attr', 'long',
-               letter='v', size=65535)
-    yield _vdi('getattr of a long value', 'getattr', 'attr', 'long')
-    yield _vdi('setattr from standard input', 'setattr', 'attr', 'stdin',
-               letter='V', size=100)
-    yield _vdi('getattr of that', 'getattr', 'attr', 'stdin')
-    yield _vdi('setattr of an empty value', 'setattr', 'attr', 'empty', '')
-    yield _vdi('getattr of an empty value', 'getattr', 'attr', 'empty')
-    yield _vdi('setattr without a key', 'setattr', 'attr')
-    yield _vdi('getattr without a key', 'getattr', 'attr')
-    yield _vdi('setattr of a key of 300 bytes', 'setattr', 'attr', 'k' * 300,
-               'cut')
-    yield _vdi('getattr of its first 255 bytes', 'getattr', 'attr', 'k' * 255)
-    yield _vdi('snapshot', 'snapshot', '-s', 'tag', 'attr')
-    yield _vdi('getattr after a snapshot', 'getattr', 'attr', 'stdin')
-    yield _vdi('delete', 'delete', 'attr')
-    yield _vdi('getattr of a deleted VDI with a snapshot', 'getattr', 'attr',
-               'stdin')
-    yield _vdi('create again', 'create', 'attr', '4M')
-    yield _vdi('attributes outlive their VDI', 'getattr', 'attr', 'stdin')
-    yield _vdi('setattr, exclusive', 'setattr', '-x', 'attr', 'lock', 'one')
-    yield _vdi('setattr, exclusive, again', 'setattr', '-x', 'attr', 'lock',
-               'two')
-    yield _vdi('setattr, delete', 'setattr', '-d', 'attr', 'lock')
-    yield _vdi('setattr, exclusive, after that', 'setattr', '-x', 'attr',
-               'lock', 'three')
-    yield _vdi('getattr of the third', 'getattr', 'attr', 'lock')
+    yield _vdi('delete its snapshot', 'delete', '-s', 'first', 'base')
 
 
 def _base_images():
@@ -335,29 +347,10 @@ def _object_sizes():
                '5T')
 
 
-def _disks():
-    for options in (), ('-A',), ('-r',), ('-A', '-r'):
-        yield _case(' '.join(('node md info', *options)), 'node', 'md',
-                    'info', *options)
-    yield _case('node md alone', 'node', 'md')
-    yield _case('node md, usage', 'node', 'md', '-h')
-    yield _case('node md of what it does not have', 'node', 'md', 'nosuch')
-    yield _case('node md plug without a disk', 'node', 'md', 'plug')
-
-
-def _cluster():
-    yield _case('cluster info', 'cluster', 'info', '-v')
-    yield _case('cluster format of a cluster with VDIs, answering nothing',
-                'cluster', 'format', '-c', '2')
-    yield _case('cluster format of another store', 'cluster', 'format', '-f',
-                '-b', 'nosuch')
-    yield _vdi('lock list without locks', 'lock', 'list')
-    yield _vdi('unlock what is not locked', 'lock', 'unlock', 'attr')
-    yield _vdi('unlock a name that does not exist', 'lock', 'unlock',
-               'nosuch')
+def _formats():
     yield _case('cluster format, erasure coded', 'cluster', 'format', '-f',
                 '-c', '2:1')
-    yield _vdi('mark the cluster', 'create', clusters.MARKER, '4M')
+    yield _vdi('mark the cluster again', 'create', clusters.MARKER, '4M')
     yield _case('cluster info, erasure coded', 'cluster', 'info', '-v')
     yield _vdi('create, erasure coded', 'create', 'ec', '8M')
     yield _vdi('write, erasure coded', 'write', 'ec', '4194300', '8',
@@ -371,45 +364,44 @@ def _cluster():
     yield _vdi('read the snapshot, erasure coded', 'read', '-s', 'tag', 'ec',
                '4194298', '12')
     yield _vdi('list, erasure coded', 'list', '-r')
-    yield _case('cluster format, three copies and locks', 'cluster', 'format',
-                '-f', '-l', '-c', '3')
-    yield _vdi('mark the cluster again', 'create', clusters.MARKER, '4M')
+    yield _case('cluster format, three copies, locks and objects of 8 MiB',
+                'cluster', 'format', '-f', '-l', '-c', '3', '-z', '23')
+    yield _vdi('mark the cluster once more', 'create', clusters.MARKER, '4M')
     yield _case('cluster info, three copies', 'cluster', 'info', '-v')
-    yield _vdi('create in a cluster with locks', 'create', 'locks', '4M')
-    yield _vdi('lock list', 'lock', 'list')
+    yield _vdi('create, objects as the cluster has them', 'create', 'eight',
+               '40M')
+    yield _vdi('list, three copies', 'list', '-r')
 
 
 def cases():
     """:returns: the calls to record, in order, without what they give"""
-    return [case for part in (_object_maps, _writes, _snapshots, _names,
-                              _attributes, _base_images,
-                              _missing_snapshots, _object_sizes, _disks,
-                              _cluster)
+    return [case for part in (_before_format, _cluster, _calls, _object_maps,
+                              _writes, _snapshots, _base_images,
+                              _missing_snapshots, _object_sizes, _formats)
             for case in part()]
 
 
 def main():
     argparse.ArgumentParser(
         prog='python -m contract.record',
-        description='Record what a real dog does into contract/%s.' % NAME,
+        description='Record what a real dog does into contract/%s.' %
+                    transcripts.NAME,
         epilog='Set SHEEPDOG_DOG to the path of dog, and SHEEPDOG_HOST and '
                'SHEEPDOG_PORT to a sheep of a cluster that was never '
                'formatted. All that is in it is lost.').parse_args()
     if 'SHEEPDOG_DOG' not in os.environ:
         sys.exit('SHEEPDOG_DOG is not set: only a real cluster is recorded')
-    cluster = clusters.get()
     recorded = []
-    with cluster, tempfile.TemporaryDirectory() as directory:
+    with clusters.get() as cluster:
         try:
-            clusters.format(cluster, '-c', '2')
+            clusters.check_unformatted(cluster)
         except clusters.NotUsable as exc:
             sys.exit(exc)
         for case in cases():
-            status, output, error = transcripts.outcome(cluster, case,
-                                                        directory)
+            status, output, error = transcripts.outcome(cluster, case)
             recorded.append(dict(case, rc=status, stdout=output,
                                  stderr=error))
-    path = transcripts.save(NAME, recorded)
+    path = transcripts.save(recorded)
     print('%d calls recorded in %s' % (len(recorded), path))
     print('next: python -m unittest discover contract')
 

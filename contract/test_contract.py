@@ -10,40 +10,38 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-import fixtures
 import testtools
 from testtools import content
 
 from contract import clusters
-from contract import record
 from contract import transcripts
 
 
 class TestContract(testtools.TestCase):
     """The recorded calls, on the simulator or on a real cluster.
 
-    On a real one run it serially, so that the tests come in this order:
-    ``python -m unittest discover contract``.
+    On a real one run it serially, so that it comes first, before the cluster
+    is formatted: ``python -m unittest discover contract``.
     """
 
-    def _replay(self, cluster, cases):
-        directory = self.useFixture(fixtures.TempDir()).path
+    def _get_cluster(self):
+        return clusters.get()
+
+    def test_recorded_calls(self):
+        cluster = self.useFixture(self._get_cluster())
+        clusters.check_unformatted(cluster)
         failed = []
-        for case in cases:
-            text = transcripts.differences(cluster, case, directory)
+        for case in transcripts.load():
+            text = transcripts.differences(cluster, case)
             if text:
                 failed.append(case['title'])
                 self.addDetail(case['title'], content.text_content(
                     'dog %s\n%s' % (' '.join(case['argv']), text)))
         self.assertEqual([], failed)
 
-    def test_1_older_transcripts(self):
-        cluster = self.useFixture(clusters.get())
-        clusters.check_unformatted(cluster)
-        self.addCleanup(clusters.mark, cluster)
-        self._replay(cluster, transcripts.load('dog-transcripts.json'))
 
-    def test_2_more_transcripts(self):
-        cluster = self.useFixture(clusters.get())
-        clusters.format(cluster, '-c', '2')
-        self._replay(cluster, transcripts.load(record.NAME))
+class TestModel(TestContract):
+    """The recorded calls, on the simulator within this process."""
+
+    def _get_cluster(self):
+        return clusters.sheepdog.ModelFixture(copies=None)

@@ -14,6 +14,7 @@
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -29,12 +30,12 @@ _MIB = 1 << 20
 
 class SimulatorTestCase(testtools.TestCase):
 
+    fixture = clusters.sheepdog.SheepdogFixture
     options = {}
 
     def setUp(self):
         super().setUp()
-        self.cluster = self.useFixture(
-            clusters.sheepdog.SheepdogFixture(**self.options))
+        self.cluster = self.useFixture(self.fixture(**self.options))
 
     def _dog(self, *argv, stdin=b''):
         """A call that succeeds."""
@@ -85,20 +86,37 @@ class TestCounters(SimulatorTestCase):
         self.assertEqual(before[1:], after[1:])
 
 
-class TestFaults(SimulatorTestCase):
+class FaultsMixin:
+    """Faults, with dog as a process and within this one."""
 
     def setUp(self):
         super().setUp()
         self._dog('create', 'vdi', '64M')
         self._dog('write', 'vdi', '0', '4', stdin=b'data')
 
-    def test_error(self):
+    def _cut_short(self, *argv):
+        """A call that hangs, until its time-out ends it."""
+        self.assertRaises(subprocess.TimeoutExpired, self.cluster.run, 'vdi',
+                          *argv, timeout=1)
+
+    def _read(self, *argv):
+        return self._dog('read', *argv, '0', '4')
+
+    def test_error_of_a_request(self):
         self.cluster.fault('error', operation='NEW_VDI', result=0x15)
         self.assertEqual(
             (1, b'', b'Failed to create VDI new: Server has no space for new '
                      b'objects\n'),
             self.cluster.run('vdi', 'create', 'new', '4M'))
         self._dog('create', 'new', '4M')
+
+    def test_error_of_a_call(self):
+        self.cluster.fault('error', subcommand='vdi getattr', result=0x86)
+        self._dog('create', 'new', '4M')
+        self.assertEqual(
+            (5, b'', b'Failed to find attribute oid: Network error between '
+                     b'sheep\n'),
+            self.cluster.run('vdi', 'getattr', 'vdi', 'nova'))
 
     def test_drop_before(self):
         self.cluster.fault('drop', operation='NEW_VDI')
@@ -118,30 +136,74 @@ class TestFaults(SimulatorTestCase):
         self.assertEqual((0, b'', b'failed to read a response\n'),
                          self.cluster.run('vdi', 'delete', 'vdi'))
         self.assertEqual(['vdi'], self._names())
-        self.assertEqual(bytes(4), self._dog('read', 'vdi', '0', '4'))
+        self.assertEqual(bytes(4), self._read('vdi'))
 
-    def test_delay(self):
-        self.cluster.fault('delay', subcommand='vdi read', seconds=0.5)
-        start = time.monotonic()
-        self._dog('object', 'map', 'vdi')
-        self._dog('read', 'vdi', '0', '4')
-        self.assertGreaterEqual(time.monotonic() - start, 0.5)
+    def test_reply_without_doing(self):
+        self.cluster.fault('reply', subcommand='vdi delete', vdi='vdi',
+                           err=b'Fehler: \xfcberlastet\n')
+        self.assertEqual((0, b'', b'Fehler: \xfcberlastet\n'),
+                         self.cluster.run('vdi', 'delete', 'vdi'))
+        self.assertEqual(b'data', self._read('vdi'))
 
-    def test_client_that_gives_up_in_a_delay_is_not_served(self):
-        self.cluster.fault('delay', operation='DEL_VDI', seconds=60)
-        self.assertRaises(subprocess.TimeoutExpired, self.cluster.run, 'vdi',
-                          'delete', 'vdi', timeout=1)
-        self._dog('object', 'map', 'vdi')
-        self.assertEqual(['vdi'], self._names())
+    def test_reply_when_done(self):
+        self.cluster.fault('reply', when='after', status=1, out=b'\xff',
+                           err=b'error\n')
+        self.assertEqual((1, b'\xff', b'error\n'),
+                         self.cluster.run('vdi', 'create', 'new', '4M'))
+        self.assertEqual({'vdi', 'new'}, set(self._names()))
 
-    def test_hang_until_cleared(self):
-        self.cluster.fault('hang', operation='READ_OBJ', vdi='vdi')
-        with subprocess.Popen(
-                [self.cluster.dog, 'vdi', 'read', 'vdi', '0', '4', '-p',
-                 str(self.cluster.port)], stdout=subprocess.PIPE) as dog:
-            self.assertRaises(subprocess.TimeoutExpired, dog.wait, 0.5)
-            self.cluster.clear_faults()
-            self.assertEqual(b'data', dog.communicate(timeout=30)[0])
+    def test_kill_client(self):
+        self.cluster.fault('kill-client', operation='DEL_VDI')
+        self.assertEqual((-signal.SIGKILL, b'', b''),
+                         self.cluster.run('vdi', 'delete', 'vdi'))
+        self.assertEqual(bytes(4), self._read('vdi'))
+        self.cluster.fault('kill-client', when='after')
+        self.assertEqual((-signal.SIGKILL, b'', b''),
+                         self.cluster.run('vdi', 'delete', 'vdi'))
+        self.assertEqual([], self._names())
+
+    def test_hang_before_and_after(self):
+        self.cluster.fault('hang')
+        self._cut_short('delete', 'vdi')
+        self.assertEqual(b'data', self._read('vdi'))
+        self.cluster.fault('hang', when='after')
+        self._cut_short('delete', 'vdi')
+        self.assertEqual([], self._names())
+
+    def test_sheep_that_hangs_leaves_holes(self):
+        self._dog('snapshot', '-s', 'tag', 'vdi')
+        self._dog('write', 'vdi', '0', '4', stdin=b'DATA')
+        self.cluster.fault('hang', hole=True, times=None, skip=1)
+        # The first call is not yet hit.
+        self._dog('create', 'new', '4M')
+        self._cut_short('delete', '-s', 'tag', 'vdi')
+        self._cut_short('delete', 'nosuch')
+        self._cut_short('resize', 'vdi', '80M')
+        self.cluster.clear_faults()
+        self.assertEqual(b'DATA', self._read('vdi'))
+        self.assertEqual(bytes(4), self._read('-s', 'tag', 'vdi'))
+        before = self.cluster.vdis()
+        self.cluster.fault('hang', hole=True)
+        self._cut_short('delete', 'vdi')
+        self.assertEqual(before, self.cluster.vdis())
+        self.assertEqual(bytes(4), self._read('vdi'))
+        self._dog('delete', 'vdi')
+        self.assertEqual({'vdi', 'new'}, set(self._names()))
+
+    def test_snapshot_cut_short_leaves_its_tag_to_the_working_vdi(self):
+        self.cluster.fault('hang', operation='NEW_VDI')
+        self._cut_short('snapshot', '-s', 'tag', 'vdi')
+        self.assertEqual([('tag', False)], [
+            (vdi['tag'], vdi['snapshot']) for vdi in self.cluster.vdis()])
+        missing = (b'Failed to open VDI vdi (snapshot id: 0 snapshot tag: '
+                   b'tag): Failed to find requested tag\n')
+        self.cluster.clear_faults()
+        self.assertEqual((0, b'', missing), self.cluster.run(
+            'vdi', 'delete', '-s', 'tag', 'vdi'))
+        self._dog('snapshot', '-s', 'tag', 'vdi')
+        self.assertEqual([('tag', True), ('', False)], [
+            (vdi['tag'], vdi['snapshot']) for vdi in self.cluster.vdis()])
+        self.assertEqual(b'data', self._read('vdi'))
 
     def test_skip_and_times(self):
         self.cluster.fault('error', operation='GET_VDI_INFO', skip=1, times=2,
@@ -156,6 +218,13 @@ class TestFaults(SimulatorTestCase):
         self.assertEqual(
             [1, 1, 1], [self.cluster.run('vdi', 'read', 'vdi', '0', '1')[0]
                         for _ in range(3)])
+
+    def test_pair_of_calls(self):
+        for number in 1, 2:
+            self.cluster.fault('reply', skip=number, status=number)
+        self.assertEqual(
+            [0, 1, 2, 0], [self.cluster.run('vdi', 'read', 'vdi', '0', '1')[0]
+                           for _ in range(4)])
 
     def test_only_for_some_vdis(self):
         self._dog('create', 'other', '4M')
@@ -173,12 +242,58 @@ class TestFaults(SimulatorTestCase):
              b'Failed to open VDI vdi (snapshot id: 0 snapshot tag: ): I/O '
              b'error\n'),
             self.cluster.run('vdi', 'read', 'vdi'))
+        self.cluster.restart()
+        self.assertEqual(b'data', self._read('vdi'))
 
     def test_nonsense_is_refused(self):
         for fields in ({'action': 'explode'}, {'action': 'drop', 'if': 'x'},
-                       {'action': 'drop', 'when': 'during'}):
-            self.assertRaises(clusters.sheepdog.control.ControlError,
-                              self.cluster.fault, **fields)
+                       {'action': 'drop', 'when': 'during'},
+                       {'action': 'error', 'when': 'after'},
+                       {'action': 'error', 'result': 256},
+                       {'action': 'reply', 'operation': '*'},
+                       {'action': 'drop', 'hole': True}):
+            self.assertRaises(self.refusals, self.cluster.fault, **fields)
+
+
+class TestFaults(FaultsMixin, SimulatorTestCase):
+
+    refusals = clusters.sheepdog.control.ControlError
+
+    def test_delay(self):
+        self.cluster.fault('delay', subcommand='vdi read', seconds=0.5)
+        start = time.monotonic()
+        self._dog('object', 'map', 'vdi')
+        self._dog('read', 'vdi', '0', '4')
+        self.assertGreaterEqual(time.monotonic() - start, 0.5)
+
+    def test_client_that_gives_up_in_a_delay_is_not_served(self):
+        self.cluster.fault('delay', operation='DEL_VDI', seconds=60)
+        self._cut_short('delete', 'vdi')
+        self._dog('object', 'map', 'vdi')
+        self.assertEqual(['vdi'], self._names())
+
+    def test_hang_until_cleared(self):
+        self.cluster.fault('hang', operation='READ_OBJ', vdi='vdi')
+        with subprocess.Popen(
+                [self.cluster.dog, 'vdi', 'read', 'vdi', '0', '4', '-p',
+                 str(self.cluster.port)], stdout=subprocess.PIPE) as dog:
+            self.assertRaises(subprocess.TimeoutExpired, dog.wait, 0.5)
+            self.cluster.clear_faults()
+            self.assertEqual(b'data', dog.communicate(timeout=30)[0])
+
+
+class TestFaultsOfModel(FaultsMixin, SimulatorTestCase):
+
+    fixture = clusters.sheepdog.ModelFixture
+    refusals = (TypeError, ValueError)
+
+    def test_it_looks_like_timeout(self):
+        for action, status in ('hang', 124), ('kill-client', 137):
+            self.cluster.fault(action)
+            self.assertEqual((status, b'', b''), self.cluster.execute(
+                'env', 'LC_ALL=C', 'timeout', '--kill-after=5', '20', 'dog',
+                'vdi', 'delete', 'vdi'))
+        self.assertEqual(b'data', self._read('vdi'))
 
 
 class TestRestart(SimulatorTestCase):
@@ -191,12 +306,10 @@ class TestRestart(SimulatorTestCase):
         self._dog('snapshot', '-s', 'tag', 'vdi')
         self._dog('write', 'vdi', '4M', '4', stdin=b'BBBB')
         self._dog('clone', '-s', 'tag', 'vdi', 'clone')
-        self._dog('setattr', 'vdi', 'key', 'value')
         self._dog('create', 'gone', '4M')
         self._dog('delete', 'gone')
         calls = (('list', '-r'), ('object', 'map', 'vdi'),
-                 ('object', 'map', 'clone'), ('getattr', 'vdi', 'key'),
-                 ('read', 'vdi', '4M', '5'),
+                 ('object', 'map', 'clone'), ('read', 'vdi', '4M', '5'),
                  ('read', '-s', 'tag', 'vdi', '4M', '5'))
         before = [self._dog(*call) for call in calls]
         info = self.cluster.run('cluster', 'info', '-v')
@@ -217,7 +330,7 @@ class TestRestart(SimulatorTestCase):
             self._dog('snapshot', '-s', 'tag', 'vdi')
             self._dog('write', 'vdi', '0', '5M', stdin=b'B' * 5 * _MIB)
             self.cluster.fault('kill', subcommand='vdi ' + argv[0],
-                               when='after', skip=skip)
+                               operation='*', when='after', skip=skip)
             status, _, error = self.cluster.run('vdi', *argv, stdin=stdin)
             if not status and not error:
                 break
