@@ -17,7 +17,7 @@ Usage: ./run_demo.sh [--full] [--release RELEASE]
 Boots a server from an image onto a Sheepdog cluster, reboots it and deletes
 it, in a real Nova with a real libvirtd, QEMU and tgtd, and ends in a table of
 what passed. Nothing of it goes on when it has ended, and nothing but .cache
-and Debian packages stays. It needs root, python3 and git on a Debian 12.
+and Debian packages stays. It needs root, python3 and git on Debian 12 or 13.
 
   --full                show every server action of the administrator's guide
                         instead, by the functional tests that it names for
@@ -28,9 +28,10 @@ and Debian packages stays. It needs root, python3 and git on a Debian 12.
                         (default: 34.0.0)
   --sheepdog HOST:PORT  a gateway of a real, formatted cluster to use instead
                         of the simulated one; an IPv4 address or localhost.
-                        With --full, what wants a cluster that can be killed
-                        is skipped there, and live migration wants a sheep
-                        daemon on this machine's loopback
+                        Nothing but the sheep daemons that this cluster has
+                        when the demo starts is reached from within. With
+                        --full, what wants a cluster that can be killed is
+                        skipped there
   --dog PATH            the dog of that cluster (default: the one in PATH)
   -h, --help            print this
 
@@ -65,7 +66,7 @@ if [ "$sheepdog" ]; then
     dog=$(readlink -f "$dog")
     export SHEEPDOG_HOST=${sheepdog%:*} SHEEPDOG_PORT=${sheepdog##*:}
     export SHEEPDOG_DOG=$dog
-    bed+=(--dog "$dog")
+    bed+=(--sheepdog "$sheepdog" --dog "$dog")
 elif [ "$dog" ]; then
     wrong "--dog goes with --sheepdog"
 fi

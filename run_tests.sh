@@ -5,15 +5,20 @@ cd "$(dirname "$(readlink -f "$0")")"
 
 tox=.cache/tox/bin/tox
 results=.cache/results
+# What the suites of one machine of two cores are fastest with, as the
+# functional ones mostly wait.
+at_once=3
 
 usage() {
     cat <<'USAGE'
-Usage: ./run_tests.sh [--no-system] [SUITE...]
+Usage: ./run_tests.sh [--no-system] [--under-load] [SUITE...]
 
 Runs the test suites, by tox, and ends with a count of all tests. Without a
-SUITE it runs them all, quick ones first:
+SUITE it runs all but faults, and but functional-RELEASE of the releases
+between the oldest and the newest:
 
-  pep8                ruff, and Nova's own hacking checks on the patched Nova
+  pep8                ruff, and on the patched Nova its own hacking checks and
+                      mypy as its gate runs it
   docs                the documentation, which is left in doc/build/html;
                       warnings count, and so do tests it names that are not
   graft               the tool that patches a Nova
@@ -21,26 +26,35 @@ SUITE it runs them all, quick ones first:
                       SHEEPDOG_DOG=/path/to/dog SHEEPDOG_HOST= SHEEPDOG_PORT=
                       a real one is asked instead
   unit-RELEASE        our unit tests, in the patched Nova
+  sample              server actions while calls of dog and tgtadm fail: some
+                      cases; "tox -e faults" runs all, for many hours
   functional-RELEASE  servers through Nova's API, with a real libvirtd, QEMU
-                      and tgtd; needs root
+                      and tgtd; needs root. A test that fails is run again:
+                      if it passes then, it is reported as a flake, and the
+                      suite fails all the same
   upstream-RELEASE    Nova's own tests of what is patched
 
-RELEASE is 26.2.2 or 34.0.0. All that is made is in .cache and .tox, but for
-Debian packages.
+RELEASE is one that has a file under locks/. All that is made is in .cache and
+.tox, but for Debian packages. Each suite runs in a network namespace of its
+own: it reaches no Sheepdog cluster but the simulated one, or the one that the
+variables SHEEPDOG_* name, and fails if a test tries to.
 
-  --no-system  do not install the Debian packages of bindep.txt that are
-               missing (left out anyway when this is not root)
-  -h, --help   print this
+  --no-system   do not install the Debian packages of bindep.txt that are
+                missing (left out anyway when this is not root)
+  --under-load  run the suites beside four busy processes for each core, as
+                proof that no test depends on how fast a machine is
+  -h, --help    print this
 
 Exits with 0 if no test failed, 1 if one did, 2 for a wrong call.
 USAGE
 }
 
-system=yes
+system=yes load=
 while [ $# -gt 0 ]; do
     case $1 in
         -h|--help) usage; exit 0;;
         --no-system) system=; shift;;
+        --under-load) load=yes; shift;;
         -*) echo "run_tests.sh: no such option: $1; see --help" >&2; exit 2;;
         *) break;;
     esac
@@ -58,26 +72,26 @@ fi
 if [ $# -gt 0 ]; then
     suites=("$@")
 else
-    mapfile -t suites < <("$tox" list -d --no-desc -q)
+    mapfile -t suites < <(/usr/bin/python3 tools/suites.py --list)
 fi
 rm -rf "$results"
+# They wait in one queue, so those that take longest begin.
+mapfile -t queue < <(
+    printf '%s\n' "${suites[@]}" | grep '^functional-' || true
+    printf '%s\n' "${suites[@]}" | grep -v '^functional-' || true)
+busy=()
+if [ "$load" ]; then
+    for _ in $(seq $((4 * $(nproc)))); do
+        /usr/bin/python3 -c 'while True: pass' &
+        busy+=($!)
+    done
+    trap 'kill "${busy[@]}"' EXIT
+    echo "Beside ${#busy[@]} busy processes"
+fi
 started=$SECONDS
 status=0
-alone=() together=()
-for suite in "${suites[@]}"; do
-    # Each has a libvirtd and a tgtd of its own, and mostly waits for them.
-    case $suite in
-        functional-*) together+=("$suite");;
-        *) alone+=("$suite");;
-    esac
-done
-run_tox() {
-    local how=$1
-    shift
-    [ $# -eq 0 ] || "$tox" $how -e "$(IFS=,; echo "$*")" || status=1
-}
-run_tox run "${alone[@]}"
-run_tox 'run-parallel --parallel 2 --parallel-live' "${together[@]}"
+"$tox" run-parallel --parallel "$at_once" --parallel-live --parallel-no-spinner \
+    -e "$(IFS=,; echo "${queue[*]}")" || status=1
 
 printf '\n%-20s %8s %8s %8s\n' suite passed failed skipped
 passed=0 failed=0 skipped=0
@@ -92,10 +106,11 @@ for suite in "${suites[@]}"; do
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
 done
 for suite in "${suites[@]}"; do
-    # What tests have measured is after the counts.
+    # What tests have measured, and flakes, are after the counts.
     [ ! -f "$results/$suite" ] || tail -n +2 "$results/$suite"
 done
-echo "in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
+took="$(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
+echo "in $took${load:+, beside ${#busy[@]} busy processes}"
 echo "$passed passed, $failed failed, $skipped skipped"
 if [ "$failed" -gt 0 ]; then
     status=1

@@ -23,6 +23,7 @@ import fcntl
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -49,6 +50,22 @@ def releases():
     names = [path.stem[len('nova-'):]
              for path in (ROOT / 'locks').glob('nova-*.txt')]
     return sorted(names, key=lambda name: [int(n) for n in name.split('.')])
+
+
+def get_python_limit(release):
+    """Return the first Python 3 that the packages of a release do not run on.
+
+    :returns: its minor version, None if none is known
+    """
+    text = (ROOT / 'locks' / ('nova-%s.txt' % release)).read_text()
+    found = re.search(r'^# requires-python: <3\.(\d+)$', text, re.M)
+    return found and int(found.group(1))
+
+
+def usable_releases():
+    """Return the releases that run on this Python, oldest first."""
+    return [release for release in releases() if sys.version_info[1] < (
+        get_python_limit(release) or sys.maxsize)]
 
 
 def say(text):
@@ -224,6 +241,29 @@ def install(venv, *arguments):
             env=environment)
 
 
+def unpack_source(release):
+    """Return the path of the source of that release of Nova.
+
+    It has what is not installed: the documentation, and how Nova checks
+    itself.
+
+    :raises EnvironmentFailure: as prepare() does
+    """
+    path = CACHE / ('source-' + release)
+    if not path.exists():
+        # It has what the source needs to tell its name.
+        venv = prepare(release)
+        with tempfile.TemporaryDirectory(dir=CACHE) as directory:
+            run('Downloading the source of Nova ' + release,
+                [venv / 'bin/python', '-m', 'pip', 'download', '--no-deps',
+                 '--no-binary', 'nova', '--no-build-isolation', '--dest',
+                 directory, 'nova==' + release])
+            archive, = pathlib.Path(directory).glob('nova-*.tar.gz')
+            shutil.unpack_archive(archive, directory)
+            (pathlib.Path(directory) / ('nova-' + release)).rename(path)
+    return path
+
+
 def prepare(release, pristine=False):
     """Return the path of an environment with that release of Nova.
 
@@ -238,6 +278,11 @@ def prepare(release, pristine=False):
         raise EnvironmentFailure(
             'There is no lock file for Nova %s: give one of %s.' % (
                 release, ', '.join(releases())))
+    if release not in usable_releases():
+        raise EnvironmentFailure(
+            'Nova %s needs a Python before 3.%d, and this is 3.%d; give one '
+            'of %s.' % (release, get_python_limit(release),
+                        sys.version_info[1], ', '.join(usable_releases())))
     path = CACHE / ('nova-%s%s' % (release, '-pristine' if pristine else ''))
     complete = path / 'complete'
     checksum = hashlib.sha256(lock.read_bytes()).hexdigest()
@@ -257,11 +302,13 @@ def prepare(release, pristine=False):
         # Beside the other filters of this Nova, and not in those of a Nova
         # that the host itself may have.
         configuration = path / 'etc/rootwrap.conf'
-        configuration.write_text(
-            '[DEFAULT]\nfilters_path=%s\n' % (path / 'etc/nova/rootwrap.d'))
+        text = '[DEFAULT]\nfilters_path=%s\n' % (path / 'etc/nova/rootwrap.d')
+        # A suite may run there already.
+        if not configuration.exists() or configuration.read_text() != text:
+            configuration.write_text(text)
         run('Patching Nova %s' % release,
-            [path / 'bin/nova-sheepdog', 'apply', '--rootwrap-conf',
-             configuration])
+            [path / 'bin/nova-sheepdog', 'apply', '--with-tests',
+             '--rootwrap-conf', configuration])
     return path
 
 
@@ -277,6 +324,10 @@ def main(arguments=None):
         '--pristine', action='store_true',
         help='leave Nova as its release is, in an environment of its own')
     parser.add_argument(
+        '--source', action='store_true',
+        help='unpack the source of that release, and print the path of this '
+             'instead')
+    parser.add_argument(
         '--system', action='store_true',
         help='first install the Debian packages of bindep.txt that are '
              'missing (needs root)')
@@ -285,6 +336,8 @@ def main(arguments=None):
         help='make the Linux that guests of functional tests run, of '
              'packages of Debian that are not installed')
     options = parser.parse_args(arguments)
+    if options.source and not options.release:
+        parser.error('give a release with --source')
     if not (options.release or options.system or options.guest):
         parser.error('give a release, --system or --guest, or several')
 
@@ -300,7 +353,9 @@ def main(arguments=None):
                 system()
             if options.guest:
                 make_guest()
-            if options.release:
+            if options.source:
+                print(unpack_source(options.release))
+            elif options.release:
                 print(prepare(options.release, options.pristine))
     except EnvironmentFailure as failure:
         say(str(failure))

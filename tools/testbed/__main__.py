@@ -12,9 +12,10 @@
 
 """Run a command beside a private libvirtd and tgtd, and leave nothing.
 
-Everything happens in a process and a mount namespace of its own, so it ends
-with this process however that ends: the kernel ends what runs in them and
-drops what was mounted.
+Everything happens in a network, a process and a mount namespace of its own,
+so it reaches no Sheepdog cluster but the one that was named, and it ends with
+this process however that ends: the kernel ends what runs there and drops what
+was mounted.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import subprocess
 import sys
 
 import inside
+import network
 
 PROGRAMS = ('ip', 'libvirtd', 'mount', 'nsenter', 'qemu-system-x86_64',
             'setpriv', 'sudo', 'tgtadm', 'tgtd', 'unshare')
@@ -40,11 +42,12 @@ def parse(arguments):
                     'nova-rootwrap as root.',
         epilog='COMMAND finds in its environment: TESTBED_CONTROL, the '
                'socket at which "start|stop|kill|restart libvirtd|tgtd", '
-               '"hide|show dog|tgtadm" and "targets" are asked for, a line '
-               'each way, and so are "hosts NAME=PORT NAME=PORT", for two '
-               'more hosts that find a cluster at PORT of their loopback, '
-               '"hosts" to end them, "run NAME COMMAND" in one of them, and '
-               '"signal NAME SIGNAL" for its QEMU processes; '
+               '"hide|show dog|tgtadm", "targets" and "guests" are asked for, '
+               'a line each way, and so are "hosts NAME=SHEEP NAME=SHEEP", '
+               'for two more hosts that find the sheep of a cluster at '
+               'SHEEP, ADDRESS:PORT,ADDRESS:PORT..., "hosts" to end them, '
+               '"run NAME COMMAND" in one of them, and "signal NAME SIGNAL" '
+               'for its QEMU processes; '
                'TESTBED_PORTAL, ADDRESS:PORT of tgtd; TESTBED_LOGS, a '
                'directory; '
                'TESTBED_GUEST, where the Linux of "tools/environment.py '
@@ -60,6 +63,12 @@ def parse(arguments):
         '--dog', type=pathlib.Path,
         help='the dog to use (default: the one of the simulated cluster in '
              'this Nova)')
+    parser.add_argument(
+        '--sheepdog', action='append', default=[], metavar='HOST:PORT',
+        type=network.parse,
+        help='a sheep of a cluster that COMMAND shall reach, and with it all '
+             'sheep that this cluster has now; may be given again, for '
+             'another one (default: none)')
     parser.add_argument(
         '--user', default='nobody', type=pwd.getpwnam,
         help='user who runs COMMAND and the guests (default: nobody)')
@@ -97,13 +106,13 @@ def main():
     options = parse(sys.argv[1:])
     if options.inside:
         return inside.run(options)
-    # setpriv has the kernel kill unshare should this process be killed, and
-    # unshare has it kill all of the namespace should itself be.
-    process = subprocess.Popen(
-        ['setpriv', '--pdeathsig', 'KILL',
-         'unshare', '--mount', '--pid', '--fork', '--kill-child',
-         '--mount-proc', sys.executable, os.path.dirname(__file__),
-         '--inside', *sys.argv[1:]])
+    sheep = []
+    for gateway in options.sheepdog:
+        try:
+            sheep += network.find_sheep(options.dog, gateway)
+        except (OSError, ValueError, subprocess.SubprocessError) as failure:
+            sys.exit('testbed: the sheep of the cluster at %s:%d cannot be '
+                     'found: %s' % (*gateway, failure))
 
     def stop(number, frame):
         sys.exit(128 + number)
@@ -112,11 +121,14 @@ def main():
         signal.signal(number, stop)
     # It goes to COMMAND too, which has ten seconds to end in its own way.
     signal.signal(signal.SIGINT, lambda number, frame: signal.alarm(10))
-    try:
+    # setpriv has the kernel kill unshare should this process be killed, and
+    # unshare has it kill all of the namespace should itself be.
+    with network.start(
+            ['setpriv', '--pdeathsig', 'KILL',
+             'unshare', '--mount', '--pid', '--fork', '--kill-child',
+             '--mount-proc', sys.executable, os.path.dirname(__file__),
+             '--inside', *sys.argv[1:]], sheep) as process:
         return process.wait()
-    finally:
-        process.kill()
-        process.wait()
 
 
 if __name__ == '__main__':

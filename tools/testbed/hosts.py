@@ -14,9 +14,8 @@
 
 A host has processes of its own, mounts, a host name, a libvirtd with its own
 host UUID, a tgtd, and a network with its own loopback. A cable joins the
-networks of two hosts; out of them lead nothing but some ports of their
-loopback, where a host finds the sheep of the cluster: its gateway, and those
-that dog asks one by one.
+networks of two hosts; out of them leads nothing but the addresses at which
+a host finds the sheep of its cluster.
 """
 
 import contextlib
@@ -26,15 +25,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import uuid
 
+import network
+
 DIRECTORIES = ('/etc/libvirt', '/run/libvirt', '/run/tgtd', '/var/lib/libvirt',
                '/var/lib/nova', '/var/log/libvirt', '/var/cache/libvirt')
-
-# How many sheep there are, on consecutive ports
-SHEEP = 3
 
 LIBVIRTD_CONF = """
 host_uuid = "%(uuid)s"
@@ -49,66 +46,32 @@ def run(*command):
     subprocess.run(command, check=True)
 
 
-def pipe(source, target):
-    """Copy from one socket to another until it ends."""
-    try:
-        while True:
-            data = source.recv(2 ** 16)
-            if not data:
-                break
-            target.sendall(data)
-    except OSError:
-        pass
-    for end in source, target:
-        try:
-            end.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-
-
-def forward(listener, address):
-    """Connect whoever comes to a socket with an address."""
-    while True:
-        try:
-            client, _name = listener.accept()
-        except OSError:
-            return
-        try:
-            server = socket.create_connection(address)
-        except OSError:
-            client.close()
-            continue
-        for end in client, server:
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for ends in (client, server), (server, client):
-            threading.Thread(target=pipe, args=ends, daemon=True).start()
-
-
 class Host:
     """A host, as the supervisor sees it.
 
     :param name: its name
     :param number: for its address on the cable, and the port of its tgtd:
         3260 for the first, and so on
-    :param port: of the first sheep of its cluster on the machine's loopback;
-        the host finds each of them at the same port of its own
+    :param sheep: list of (address, port) of the sheep of its cluster; the
+        host finds each of them there
     :param log: file for what its daemons say
     """
 
-    def __init__(self, name, number, port, log):
+    def __init__(self, name, number, sheep, log):
         self.name = name
         self.address = '10.0.0.%d' % number
         self._control, theirs = socket.socketpair(socket.AF_UNIX)
         self._unshare = subprocess.Popen(
             ['unshare', '--net', '--mount', '--uts', '--pid', '--fork',
              '--kill-child', '--mount-proc', sys.executable, __file__,
-             str(theirs.fileno()), name, self.address, str(port),
-             '127.0.0.1:%d' % (3259 + number)],
+             str(theirs.fileno()), name, self.address,
+             '127.0.0.1:%d' % (3259 + number),
+             *('%s:%d' % address for address in sheep)],
             pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log,
             stderr=log)
         theirs.close()
         _message, descriptors, _flags, _address = socket.recv_fds(
-            self._control, 1, SHEEP)
+            self._control, 1, len(sheep))
         if not descriptors:
             raise RuntimeError('host %s did not start' % name)
         with open('/proc/%d/task/%d/children' % (
@@ -116,10 +79,8 @@ class Host:
             self.pid = int(children.read())
         self._listeners = [socket.socket(fileno=descriptor)
                            for descriptor in descriptors]
-        for listener in self._listeners:
-            threading.Thread(
-                target=forward, args=(listener, listener.getsockname()),
-                daemon=True).start()
+        for listener, address in zip(self._listeners, sheep):
+            network.forward(listener, address)
 
     def command(self, *words, user=None):
         """Return the words that run a command in this host.
@@ -173,15 +134,15 @@ def join(one, other):
         run(*host.command('ip', 'link', 'set', 'cable', 'up'))
 
 
-def make(ports, log):
+def make(sheep, log):
     """Return hosts that are ready, two of them on one cable.
 
-    :param ports: dict of their names, or none, to the port of the first sheep
-        of their cluster on the machine's loopback
+    :param sheep: dict of their names, or none, to lists of (address, port) of
+        the sheep of their cluster
     :param log: file for what their daemons say
     """
-    hosts = [Host(name, number, port, log)
-             for number, (name, port) in enumerate(ports.items(), 1)]
+    hosts = [Host(name, number, addresses, log)
+             for number, (name, addresses) in enumerate(sheep.items(), 1)]
     if hosts:
         join(*hosts)
     for host in hosts:
@@ -198,14 +159,14 @@ def daemons_answer():
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
 
 
-def inside(control, name, address, port, portal):
+def inside(control, name, address, portal, *sheep):
     """Be a host: the first process in its namespaces.
 
     It ends with the test bed, or when the supervisor kills it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run('mount', '--make-rprivate', '/')
-    run('ip', 'link', 'set', 'lo', 'up')
+    listeners = network.set_up([network.parse(text) for text in sheep])
     socket.sethostname(name)
     configuration = [(path, path.read_text())
                      for path in pathlib.Path('/etc/libvirt').glob('*.conf')]
@@ -222,8 +183,6 @@ def inside(control, name, address, port, portal):
     with open('/etc/hosts', 'a') as known:
         known.write('%s %s\n' % (address, name))
 
-    listeners = [socket.create_server(('127.0.0.1', int(port) + number))
-                 for number in range(SHEEP)]
     socket.send_fds(control, [b'.'],
                     [listener.fileno() for listener in listeners])
     control.recv(1)

@@ -12,6 +12,7 @@
 
 """What the test bed does inside its namespaces."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -24,10 +25,14 @@ import threading
 import time
 
 import hosts
+import network
 
 BED = pathlib.Path('/run/testbed')
 CONTROL = BED / 'control'
 LOGS = BED / 'logs'
+# In the order of the backend's path of root
+DOG_DIRECTORIES = ('/usr/local/sbin', '/usr/local/bin', '/usr/sbin')
+DOG = pathlib.Path(DOG_DIRECTORIES[0], 'dog')
 ACTIONS = ('start', 'stop', 'kill', 'restart', 'hide', 'show')
 LIBVIRT_SOCKET = '/run/libvirt/libvirt-sock'
 
@@ -94,8 +99,8 @@ def reveal(paths):
 def private_directories():
     """Cover what libvirtd, tgtd and sudo read and write."""
     mount('tmpfs', pathlib.Path('/run'))
-    for path in ('/etc', '/usr/local/bin', '/usr/sbin', '/var/lib',
-                 '/var/log', '/var/cache'):
+    for path in ('/etc', *DOG_DIRECTORIES, '/var/lib', '/var/log',
+                 '/var/cache'):
         layer = BED / 'layers' / path.replace('/', '-')
         for part in 'upper', 'work':
             (layer / part).mkdir(parents=True)
@@ -130,11 +135,14 @@ def configure(options, path):
 
     nova = options.venv / 'etc/nova'
     shutil.copytree(nova, '/etc/nova', dirs_exist_ok=True)
-    if options.dog:
-        # Where the backend looks for what it runs as root.
-        dog = pathlib.Path('/usr/local/bin/dog')
-        dog.unlink(missing_ok=True)
-        dog.symlink_to(options.dog)
+    # Where the backend looks for what it runs as root, before any other that
+    # the machine may have; while it is hidden there is none.
+    for directory in DOG_DIRECTORIES:
+        dog = pathlib.Path(directory, 'dog')
+        if dog.exists() and not dog.samefile(options.dog):
+            dog.unlink()
+    if not DOG.exists():
+        DOG.symlink_to(options.dog)
 
     program = str(options.venv / 'bin/nova-rootwrap')
     for character in '\\ ,:=':
@@ -236,6 +244,22 @@ def targets():
                     if line.startswith('Target '))
 
 
+def guests():
+    """Return the guests that run and those that libvirt knows of, comma-
+    separated.
+
+    libvirtd is not asked: it may have been killed.
+    """
+    running = []
+    for path in pathlib.Path('/proc').glob('[0-9]*/comm'):
+        # Any process may have ended.
+        with contextlib.suppress(OSError):
+            if path.read_text().startswith('qemu-system'):
+                running.append('process %s' % path.parent.name)
+    return ','.join(running + [
+        path.stem for path in pathlib.Path('/etc/libvirt/qemu').glob('*.xml')])
+
+
 def serve(controlled, user, environment):
     """Answer requests at the control socket.
 
@@ -250,10 +274,12 @@ def serve(controlled, user, environment):
         for host in made.values():
             host.end()
         made.clear()
-        ports = {name: int(port) for name, _equals, port in (
-            word.partition('=') for word in words)}
+        sheep = {name: [network.parse(address)
+                        for address in addresses.split(',')]
+                 for name, _equals, addresses in (
+                     word.partition('=') for word in words)}
         with open(LOGS / 'hosts.log', 'ab') as log:
-            made.update(hosts.make(ports, log))
+            made.update(hosts.make(sheep, log))
 
     def run_in_host(name, *command):
         with open(LOGS / (name + '.log'), 'ab') as log:
@@ -268,6 +294,8 @@ def serve(controlled, user, environment):
                 with lock:
                     if words == ['targets']:
                         answer = 'ok ' + targets()
+                    elif words == ['guests']:
+                        answer = 'ok ' + guests()
                     elif words[0] == 'hosts':
                         make_hosts(*words[1:])
                         answer = 'ok'
@@ -292,12 +320,6 @@ def serve(controlled, user, environment):
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
-
-
 def concurrency(venv):
     """Return the variable that selects what nova-compute's default is.
 
@@ -318,9 +340,8 @@ def supervise(options):
     private_directories()
     repository = pathlib.Path(__file__).resolve().parents[2]
     revealed = [repository, options.venv]
-    if options.dog:
-        # What it needs of its own is beside it.
-        revealed.append(options.dog.resolve().parent.parent)
+    # What it needs of its own is beside it.
+    revealed.append(options.dog.resolve().parent.parent)
     reveal(revealed)
     path = ('%s/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:'
             '/bin' % options.venv)
@@ -330,7 +351,7 @@ def supervise(options):
     for directory in home, temporary, LOGS:
         directory.mkdir()
         os.chown(directory, options.user.pw_uid, options.user.pw_gid)
-    portal = '127.0.0.1:%d' % free_port()
+    portal = '127.0.0.1:3260'
     daemons = {
         'libvirtd': Daemon('libvirtd', ['libvirtd'], libvirtd_answers),
         'tgtd': Daemon(
@@ -346,7 +367,7 @@ def supervise(options):
         TESTBED_CONTROL=str(CONTROL), TESTBED_PORTAL=portal,
         TESTBED_LOGS=str(LOGS), TESTBED_GUEST=str(repository / '.cache/guest'),
         TESTBED_ROOTWRAP_DAEMON='1' if options.rootwrap_daemon else '')
-    serve(dict(daemons, dog=Program('/usr/local/bin/dog'),
+    serve(dict(daemons, dog=Program(str(DOG)),
                tgtadm=Program('/usr/sbin/tgtadm')),
           options.user, environment)
     return subprocess.run(
