@@ -10,36 +10,35 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-from graft.fragment import after
-
 from nova.exception import NovaException
 from nova.i18n import _
 
 
-@after('', 'class ImageUnacceptable(Invalid):')
 class SheepdogError(NovaException):
-    msg_fmt = _("Sheepdog gateway %(gateway)s: '%(command)s' failed: "
-                "%(reason)s")
+    msg_fmt = _("Sheepdog: %(reason)s")
 
 
-@after('', 'class ImageUnacceptable(Invalid):')
+class SheepdogUnreachable(SheepdogError):
+    msg_fmt = _("The Sheepdog gateway of this host does not answer; try "
+                "again when it does. (%(reason)s)")
+
+
 class SheepdogVDINotFound(SheepdogError):
-    msg_fmt = _("Sheepdog gateway %(gateway)s: '%(command)s' did not find "
-                "the VDI or snapshot: %(reason)s")
+    msg_fmt = _("There is no such VDI or snapshot: %(reason)s")
 
 
-@after('', 'class ImageUnacceptable(Invalid):')
 class SheepdogTagNotFound(SheepdogVDINotFound):
-    msg_fmt = _("Sheepdog gateway %(gateway)s: '%(command)s' found the VDI "
-                "and not its snapshot: %(reason)s")
+    msg_fmt = _("The VDI has no such snapshot: %(reason)s")
 
 
-@after('', 'class ImageUnacceptable(Invalid):')
 class SheepdogVDIExists(SheepdogError):
-    msg_fmt = _("Sheepdog gateway %(gateway)s: '%(command)s' found a VDI of "
-                "that name: %(reason)s")
+    msg_fmt = _("There is a VDI of that name: %(reason)s")
 
 
-@after('', 'class ImageUnacceptable(Invalid):')
 class TgtError(NovaException):
-    msg_fmt = _("The tgtd of this host: '%(command)s' failed: %(reason)s")
+    msg_fmt = _("The tgtd of this host failed: %(reason)s")
+
+
+class TgtUnreachable(TgtError):
+    msg_fmt = _("The tgtd of this host does not run; start it, as by "
+                "'systemctl start tgt' (%(reason)s)")
