@@ -9,55 +9,53 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 from graft.fragment import after
 from graft.fragment import before
 
-from nova.compute.manager import CONF
 from nova.compute.manager import fields
 from nova.compute.manager import LOG
 from nova import objects
-from nova.virt.libvirt import sheepdog_migration
-from nova.virt.libvirt.storage import rootwrap
 
 
 class ComputeManager:
 
     @after('cleanup_host', 'self.driver.cleanup_host(host=self.host)')
     def _(self):
-        # Not every release has the driver do anything here.
-        rootwrap.stop()
+        self.driver.stop_image_backend()
 
     @after('_live_migration_cleanup_flags',
            ('destroy_disks = not migrate_data.is_shared_block_storage',
             'destroy_disks = not ('))
     def _(self, migrate_data, do_cleanup):
-        # Hosts that share instances_path do not share exports.
+        # Hosts that share instances_path do not share targets.
         do_cleanup |= ('image_type' in migrate_data and
                        migrate_data.image_type == 'sheepdog')
+
+    @after('_prep_resize', 'if not instance.host:')
+    def _(self, instance):
+        self.driver.check_cold_migration(instance)
 
     @before('prep_snapshot_based_resize_at_dest',
             "LOG.debug('Checking if we can cross-cell migrate instance to "
             "this '")
     def _(self, instance):
-        if CONF.libvirt.images_type == 'sheepdog':
-            sheepdog_migration.check_other_cell(
-                instance, self.driver._get_sheepdog_disk_names(instance))
+        self.driver.check_resize_from_other_cell(instance)
 
+    # A bug of Nova's, for every backend on shared storage: the instance of
+    # this cell goes next, and then nothing could delete the disks that were
+    # made before the failure.
     @after('_finish_snapshot_based_resize_at_dest_spawn', 'for bdm in bdms:')
     def _(self, ctxt, instance, network_info, block_device_info):
-        # The instance of this cell goes next, and then nobody could
-        # delete the disks that were made before the failure.
-        if CONF.libvirt.images_type == 'sheepdog':
-            self.driver.destroy(
-                ctxt, instance, network_info,
-                block_device_info=block_device_info)
+        self.driver.destroy(
+            ctxt, instance, network_info,
+            block_device_info=block_device_info)
 
+    # A bug of Nova's, for every backend on shared storage.
     @before('_destroy_evacuated_instances', 'filters = {')
     def _(self, context):
-        if CONF.libvirt.images_type == 'sheepdog':
-            self._destroy_half_evacuated_instances(context)
+        self._destroy_half_evacuated_instances(context)
 
-    @before('', 'def _destroy_evacuated_instances(self, context, node_cache):')
     def _destroy_half_evacuated_instances(self, context):
         """Destroy guests whose evacuation to this host was interrupted.
 
@@ -67,6 +65,9 @@ class ComputeManager:
 
         :param context: The request context
         """
+        if not (self.driver.capabilities.get('supports_evacuate', False) and
+                self.driver.list_instance_uuids()):
+            return
         uuids = {
             migration.instance_uuid for migration in
             objects.MigrationList.get_by_filters(context, {

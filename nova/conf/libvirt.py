@@ -35,9 +35,9 @@ def _():
                    help="""
 Address of the Sheepdog gateway that this compute host uses.
 
-This is the address of a sheep daemon: the one on this host, or another one of
-the cluster where this host runs none. Sheepdog's tools take nothing but an
-IPv4 address or ``localhost``.
+This is the address of a sheep daemon: the one on this host or, if this host
+runs none, another one of the cluster. It must be an IPv4 address or
+``localhost``, because Sheepdog's tools accept nothing else.
 
 Related options:
 
@@ -49,17 +49,22 @@ Related options:
                     help="""
 TCP port of the Sheepdog gateway.
 
+With the ``iscsi`` transport it must be below 10000, because tgtd reads only
+four digits of it.
+
 Related options:
 
 * images_type - must be set to ``sheepdog``
 * images_sheepdog_host
+* images_sheepdog_transport
+
 """),
         cfg.StrOpt('images_sheepdog_transport',
                    default='auto',
                    choices=[
-                       ('auto', 'Use ``native`` where this host\'s QEMU has '
-                        'the Sheepdog driver and ``iscsi`` elsewhere'),
-                       ('native', 'QEMU talks to the gateway by its own '
+                       ('auto', 'Use ``native`` if this host\'s QEMU has the '
+                        'Sheepdog driver, otherwise ``iscsi``'),
+                       ('native', 'QEMU talks to the gateway with its own '
                         'Sheepdog driver, which QEMU 6.1 and later lack'),
                        ('iscsi', 'tgtd on this host serves the VDIs of its '
                         'guests on ``images_sheepdog_portal``, and QEMU\'s '
@@ -68,8 +73,8 @@ Related options:
                    help="""
 How a guest reaches its VDIs.
 
-Live migration is refused unless source and destination use ``iscsi``: only
-tgtd can be told to read again what the source has changed.
+Live migration requires ``iscsi`` at both source and destination: only tgtd can
+be told to read again what the source has changed.
 
 Related options:
 
@@ -82,9 +87,9 @@ Related options:
 Portal of the tgtd that serves VDIs to the guests of this host.
 
 This is an IPv4 address and a TCP port, as given to ``tgtd --iscsi portal=``.
-The address should be one of the loopback interface: who can open the portal
-can open every disk that is exported there. Hosts between which instances are
-migrated live need not have the same.
+Use an address of the loopback interface: whoever can open the portal can open
+every disk that is exported there. Hosts may have different portals, also if
+instances are live migrated between them.
 
 Related options:
 
@@ -95,10 +100,12 @@ Related options:
                    default=60,
                    min=1,
                    help="""
-Seconds after which one call of ``dog`` or ``tgtadm`` is given up.
+Time limit for one call of ``dog`` or ``tgtadm``, in seconds.
 
-Both wait for ever for a cluster that does not answer. A call that copies the
-data of an image may take one second longer for each MiB of data.
+Without a limit both would wait forever for a cluster that does not answer. A
+call that copies image data may take one second longer for each MiB of data. If
+a host that imports an image dies, other hosts wait for twice this time and 30
+seconds before one of them imports the image instead.
 
 Related options:
 
@@ -109,11 +116,11 @@ Related options:
                    default=4,
                    min=1,
                    help="""
-Number of calls of ``dog`` and ``tgtadm`` that may run at once on this host.
+Maximum number of ``dog`` and ``tgtadm`` calls that run at once on this host.
 
-Further ones wait until it is their turn, and ``images_sheepdog_timeout`` does
-not count that. Each that runs at once has a daemon of rootwrap of its own,
-where sudo allows ``nova-rootwrap-daemon``.
+Further calls wait for their turn; ``images_sheepdog_timeout`` does not include
+that time. If sudo allows ``nova-rootwrap-daemon``, Nova runs one daemon for
+each of these calls, and one for urgent calls.
 
 Related options:
 
