@@ -46,8 +46,8 @@ TAGS = ('nova-snapshot', 'nova-resize', 'nova-base')
 LINE = re.compile(
     r'(?P<flag>[s=c]) '
     r'(?P<uuid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})_'
-    r'(?P<disk>disk(?:\.(?:local|swap|config|rescue|config\.rescue|eph\d+))?'
-    r'|scratch|(?:base|record|import|lease)\.[0-9a-f]+) '
+    r'(?P<disk>disk(?:\.(?:local|swap|config|eph\d+))?(?:\.rescue)?'
+    r'|scratch|state|(?:base|record|import|lease)\.[0-9a-f]+) '
     r'\d+ (?P<size>\d+) (?P<own>\d+) (?P<shared>\d+) (?P<created>\d+) '
     r'[0-9a-f]+ \S+ (?P<tag>.*) \d+')
 # What dog says when there is nothing to delete.
@@ -85,7 +85,7 @@ class Vdi:
     @property
     def is_of_base(self):
         """Whether it is of a base image, which many instances may share."""
-        return not self.disk.startswith(('disk', 'scratch'))
+        return not self.disk.startswith(('disk', 'scratch', 'state'))
 
     @property
     def is_novas(self):
