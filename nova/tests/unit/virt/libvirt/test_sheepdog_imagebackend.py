@@ -11,165 +11,384 @@
 #    under the License.
 
 import contextlib
-import functools
 import os
-import shutil
 import subprocess
-import tempfile
 from unittest import mock
 
 import ddt
 import fixtures
-from oslo_utils.fixture import uuidsentinel as uuids
 from oslo_utils import units
 from oslo_utils import uuidutils
-import tenacity
 
 from nova.compute import task_states
+from nova.compute import vm_states
 import nova.conf
 from nova import exception
 from nova import objects
 from nova import test
-from nova.tests.unit.virt.libvirt import sheepdog_base
+from nova.tests.unit.virt.libvirt.sheepdog import base
 from nova.tests.unit.virt.libvirt import test_imagebackend
-from nova.virt.libvirt import config as vconfig
-from nova.virt.libvirt import driver
 from nova.virt.libvirt import imagebackend
-from nova.virt.libvirt.storage import tgt
+from nova.virt.libvirt.sheepdog import disks
+from nova.virt.libvirt.sheepdog import images
+from nova.virt.libvirt.sheepdog import targets
 from nova.virt.libvirt import utils as libvirt_utils
 
 CONF = nova.conf.CONF
+SIZE = 8 * units.Mi
+BASE = {'base': 1, 'base@': 1, 'record': 1}
 
 
-class Killed(BaseException):
-    """Ends a nova-compute, which no handler of its own can hinder."""
-
-
-class _SheepdogTestCase(sheepdog_base.SheepdogTestMixin, test.NoDBTestCase):
+class _SheepdogTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
 
     DATA = b'boot sector' + bytes(6 * units.Mi) + b'the end'
 
     def setUp(self):
         super().setUp()
-        self.start_sheepdog()
-        self.start_tgtd()
+        self.start_cluster()
         self.flags(
             instances_path=self.useFixture(fixtures.TempDir()).path)
+        self.host = self.make_host()
         self.instance = objects.Instance(
-            id=1, uuid=uuidutils.generate_uuid())
-        self.base = os.path.join(CONF.instances_path, 'base')
-        self.image = imagebackend.Sheepdog(self.instance, 'disk')
+            id=1, uuid=uuidutils.generate_uuid(), host=CONF.host,
+            vm_state=vm_states.ACTIVE, task_state=None, os_type=None)
+        self.glance = {
+            'id': uuidutils.generate_uuid(), 'size': 1000, 'status': 'active',
+            'disk_format': 'raw', 'properties': {}}
+        self.patch_object(images.IMAGE_API, 'get',
+                          new=lambda context, image_id: self.glance)
+        self.patch_object(
+            libvirt_utils, 'fetch_image', new=lambda context, target, *args:
+            self.fetch(target))
+        self.fetched = 0
 
-    def _write_base(self, target=None):
-        with open(self.base, 'wb') as base:
+    def start_cluster(self):
+        self.start_model()
+
+    def make_host(self):
+        host = super().make_host()
+        host.images.transfer = base.ModelTransfer(self.sheepdog)
+        # It would ask qemu-img.
+        self.patch_object(images.disk, 'get_disk_size', new=os.path.getsize)
+        return host
+
+    def fetch(self, target, **kwargs):
+        self.fetched += 1
+        with open(target, 'wb') as image:
             for start in range(0, len(self.DATA), 4096):
                 piece = self.DATA[start:start + 4096]
                 if any(piece):
-                    base.seek(start)
-                    base.write(piece)
-            base.truncate(8 * units.Mi)
+                    image.seek(start)
+                    image.write(piece)
+            image.truncate(SIZE)
 
-    def _names(self):
-        """Names of all VDIs and snapshots."""
-        return {line.split()[1].decode() for line in
-                self.dog('vdi', 'list', '-r').splitlines()}
+    def get_disk(self, name='disk', **of_instance):
+        """Make the object of a disk, as Nova does for each action."""
+        for field, value in of_instance.items():
+            setattr(self.instance, field, value)
+        return imagebackend.Sheepdog(self.instance, name)
 
-    def _read(self, vdi, length):
-        return self.dog('vdi', 'read', vdi, '0', str(length))
+    def boot(self, disk, size=2 * SIZE):
+        """Make a disk of an image, as Nova does."""
+        disk.cache(self.fetch, 'root', size, context=None,
+                   image_id=self.glance['id'], trusted_certs=None)
+        return disk
+
+    def boot_new(self, size=2 * SIZE):
+        return self.boot(self.get_disk(vm_state=vm_states.BUILDING), size)
+
+    def get_vdis(self):
+        """Return the size of each VDI that is not a snapshot."""
+        return {vdi['name']: vdi['size'] for vdi in self.sheepdog.vdis()
+                if not vdi['snapshot']}
+
+    def get_names(self):
+        """Count the VDIs and snapshots by what their names mean."""
+        kinds = {}
+        for vdi in self.sheepdog.vdis():
+            kind = vdi['name'].partition('_')[2].partition('.')[0]
+            kind += '@' * vdi['snapshot']
+            kinds[kind] = kinds.get(kind, 0) + 1
+        return kinds
+
+    def get_files(self):
+        """Return the names of what imports leave on this host."""
+        return [name for _directory, _directories, names in
+                os.walk(CONF.instances_path) for name in names
+                if not name.startswith('nova-')]
+
+    def read(self, disk, length=11):
+        return self.dog('vdi', 'read', disk.vdi, '0', str(length))
+
+    def write(self, vdi, data):
+        self.sheepdog.run('vdi', 'write', vdi, '0', str(len(data)),
+                          stdin=data)
+
+    def create(self, disk, data=b'found', size=SIZE):
+        libvirt_utils.create_sheepdog_vdi(disk.vdi, size)
+        self.write(disk.vdi, data)
 
 
 @ddt.ddt
-class SheepdogImageTestCase(_SheepdogTestCase):
+class CreateImageTestCase(_SheepdogTestCase):
 
-    def test_create_image(self):
-        self.image.create_image(self._write_base, self.base, 16 * units.Mi)
-        self.assertEqual({self.image.vdi}, self._names())
-        self.assertTrue(self.image.exists())
-        self.assertEqual(self.DATA.ljust(16 * units.Mi, b'\0'),
-                         self._read(self.image.vdi, 16 * units.Mi))
-        self.assertEqual({}, tgt._get_targets())
+    def test_first_boot_imports_and_second_clones(self):
+        for boots in 1, 2:
+            self.instance.uuid = uuidutils.generate_uuid()
+            disk = self.boot_new()
+            self.assertEqual(b'boot sector', self.read(disk))
+            self.assertEqual(2 * SIZE, self.get_vdis()[disk.vdi])
+            self.assertTrue(disk.exists())
+            self.assertEqual(dict(BASE, disk=boots), self.get_names())
+        self.assertEqual(1, self.fetched)
+        self.assertEqual([], self.get_files())
 
-    def test_import_writes_no_more_than_the_data(self):
-        self._write_base()
-        self.sheepdog.reset_stats()
-        self.image.create_image(self._write_base, self.base, units.Gi)
-        # two pieces of 4 KiB hold data
-        self.assertEqual(
-            2 * 4096, self.sheepdog.stats()['bytes_written'])
+    def test_disk_of_the_size_of_the_image(self):
+        disk = self.boot_new(size=None)
+        self.assertEqual(SIZE, self.get_vdis()[disk.vdi])
 
-    def test_create_image_of_the_size_of_the_image(self):
-        self.image.create_image(self._write_base, self.base, None)
-        self.assertEqual(
-            str(8 * units.Mi).encode(),
-            self.dog('vdi', 'list', '-r', self.image.vdi).split()[3])
+    def test_disk_that_is_there_needs_no_image(self):
+        disk = self.boot_new()
+        # Glance has lost it, too.
+        self.patch_object(images.IMAGE_API, 'get', side_effect=exception.
+                          ImageNotFound(image_id=self.glance['id']))
+        self.boot(self.get_disk(vm_state=vm_states.ACTIVE), 4 * SIZE)
+        self.assertEqual(1, self.fetched)
+        self.assertEqual(4 * SIZE, self.get_vdis()[disk.vdi])
 
-    def test_create_image_that_exists(self):
-        self.image.create_image(self._write_base, self.base, 8 * units.Mi)
-        os.unlink(self.base)
-        fetch = mock.Mock()
-        self.image.create_image(fetch, self.base, 16 * units.Mi)
-        fetch.assert_not_called()
-        self.assertEqual(
-            str(16 * units.Mi).encode(),
-            self.dog('vdi', 'list', '-r', self.image.vdi).split()[3])
+    def test_image_larger_than_the_disk(self):
+        self.assertRaises(exception.FlavorDiskSmallerThanImage,
+                          self.boot_new, SIZE // 2)
+        self.assertEqual(BASE, self.get_names())
 
-    def test_create_image_larger_than_the_disk(self):
-        self.assertRaises(
-            exception.FlavorDiskSmallerThanImage, self.image.create_image,
-            self._write_base, self.base, 4 * units.Mi)
-        self.assertEqual(set(), self._names())
-
-    def test_create_image_of_more_than_a_vdi_can_hold(self):
-        fetch = mock.Mock()
-        self.assertRaisesRegex(
-            exception.InvalidDiskInfo, '4097 GiB', self.image.create_image,
-            fetch, self.base, 4097 * units.Gi)
-        fetch.assert_not_called()
+    def test_more_than_a_vdi_can_hold(self):
+        self.assertRaisesRegex(exception.InvalidDiskInfo, '4097 GiB',
+                               self.boot_new, 4097 * units.Gi)
+        self.assertEqual(0, self.fetched)
 
     def test_resize_to_more_than_a_vdi_can_hold(self):
         self.assertRaisesRegex(
             exception.InvalidDiskInfo, 'smaller disk',
-            self.image.resize_image, 4097 * units.Gi)
+            self.get_disk().resize_image, 4097 * units.Gi)
 
-    def test_import_file_overrides(self):
-        self.image.create_image(self._write_base, self.base, None)
-        path = os.path.join(CONF.instances_path, 'disk.config')
-        with open(path, 'wb') as drive:
-            drive.write(b'config'.ljust(units.Mi, b'\0'))
-        self.image.import_file(self.instance, path, 'disk')
-        self.assertEqual({self.image.vdi}, self._names())
-        self.assertEqual(b'config', self._read(self.image.vdi, 6))
+    def test_templates(self):
+        def make(name, template, **kwargs):
+            disk = self.get_disk(name, uuid=uuidutils.generate_uuid(),
+                                 vm_state=vm_states.BUILDING)
+            disk.cache(self.fetch, template, SIZE, context=None, **kwargs)
+            return self.fetched
 
-    def test_failed_copy_leaves_nothing(self):
-        with mock.patch.object(
-                libvirt_utils, 'copy_with_qemu_img',
-                side_effect=exception.SheepdogError(
-                    gateway='', command='', reason='full')):
-            self.assertRaises(
-                exception.SheepdogError, self.image.create_image,
-                self._write_base, self.base, None)
-        self.assertEqual(set(), self._names())
-        self.assertEqual({}, tgt._get_targets())
+        self.assertEqual(1, make('disk.swap', 'swap_8', swap_mb=8))
+        self.assertEqual(1, make('disk.swap', 'swap_8', swap_mb=8))
+        self.assertEqual(2, make('disk.swap', 'swap_9', swap_mb=9))
+        kwargs = {'ephemeral_size': 1, 'specified_fs': None}
+        self.assertEqual(3, make('disk.eph0', 'ephemeral_1_a', **kwargs))
+        self.assertEqual(3, make('disk.eph0', 'ephemeral_1_a', **kwargs))
+        self.assertEqual(3, make('disk.local', 'ephemeral_1_a',
+                                 ephemeral_size=1))
+        # with another label
+        self.assertEqual(4, make('disk.eph1', 'ephemeral_1_a', **kwargs))
+        kwargs['specified_fs'] = 'xfs'
+        self.assertEqual(5, make('disk.eph0', 'ephemeral_1_a', **kwargs))
+        # What mkfs is run depends on these, and not on the name alone.
+        self.instance.os_type = 'windows'
+        self.assertEqual(6, make('disk.eph0', 'ephemeral_1_a', **kwargs))
+        self.flags(default_ephemeral_format='ext3')
+        self.assertEqual(7, make('disk.eph0', 'ephemeral_1_a', **kwargs))
+        self.assertEqual(7, make('disk.eph0', 'ephemeral_1_a', **kwargs))
 
-    @ddt.data('snapshot', 'clone')
-    def test_failed_step_leaves_nothing(self, step):
-        with mock.patch.object(
-                libvirt_utils, step + '_sheepdog_vdi',
-                side_effect=exception.SheepdogError(
-                    gateway='', command='', reason='full')):
-            self.assertRaises(
-                exception.SheepdogError, self.image.create_image,
-                self._write_base, self.base, None)
-        self.assertEqual(set(), self._names())
+    def test_image_that_is_gone(self):
+        """Nova would copy it from another host, where it is not either."""
+        disk = self.get_disk()
+        self.assertRaisesRegex(
+            exception.DiskNotFound, '%s, and its image is gone' % disk.vdi,
+            disk.cache, self.fetch, 'root', SIZE)
+        self.assertEqual({}, self.get_names())
+
+    def test_base_that_goes_again_and_again(self):
+        self.patch_object(images.Base, 'clone', return_value=False)
+        self.assertRaisesRegex(exception.SheepdogError, 'gone again',
+                               self.boot_new)
+
+    def test_server_that_is_deleted_waits_no_longer(self):
+        provide = self.patch_object(
+            images.Base, 'provide',
+            side_effect=exception.InstanceNotFound(instance_id=''))
+        self.assertRaises(exception.InstanceNotFound, self.boot_new)
+        provide.assert_called_once_with(self.instance)
+
+
+@ddt.ddt
+class ExistingDiskTestCase(_SheepdogTestCase):
+    """Where a disk must be new, and where one must not be made."""
+
+    NEW = (
+        {'vm_state': vm_states.BUILDING, 'task_state': task_states.SPAWNING},
+        {'vm_state': vm_states.SHELVED_OFFLOADED,
+         'task_state': task_states.SPAWNING},
+        {'task_state': task_states.REBUILD_SPAWNING},
+        {'name': 'disk.rescue', 'task_state': task_states.RESCUING})
+
+    def _leave(self, disk):
+        """Leave a disk of a failed attempt, of which a delete left holes."""
+        self.create(disk)
+        for tag in 'nova-snapshot', 'nova-resize':
+            libvirt_utils.snapshot_sheepdog_vdi(disk.vdi, tag)
+        self.sheepdog.fault('hang', subcommand='vdi delete', hole=True)
+        self.assertRaises(exception.SheepdogError,
+                          libvirt_utils.delete_sheepdog_vdi, disk.vdi)
+        self.assertEqual(bytes(5), self.read(disk, 5))
+
+    @ddt.data(*NEW)
+    def test_new_disk_takes_the_place_of_what_is_there(self, of_disk):
+        disk = self.get_disk(**of_disk)
+        self._leave(disk)
+        self.assertFalse(disk.exists())
+        self.boot(disk, 4 * SIZE)
+        self.assertTrue(disk.exists())
+        self.assertEqual(b'boot sector', self.read(disk))
+        self.assertEqual(4 * SIZE, self.get_vdis()[disk.vdi])
+        self.assertEqual([None], [
+            vdi['tag'] or None for vdi in self.sheepdog.vdis()
+            if vdi['name'] == disk.vdi])
+
+    @ddt.data(*NEW)
+    def test_what_cannot_be_deleted_is_not_taken_for_the_disk(self, of_disk):
+        disk = self.get_disk(**of_disk)
+        self._leave(disk)
+        self.sheepdog.fault('hang', subcommand='vdi delete', times=None,
+                            vdi=disk.vdi)
+        self.assertRaises(exception.SheepdogError, self.boot, disk)
+
+    @ddt.data(*NEW)
+    def test_new_disk_of_a_template(self, of_disk):
+        disk = self.get_disk(**dict(of_disk, name='disk.eph0' + (
+            '.rescue' if 'name' in of_disk else '')))
+        self._leave(disk)
+        disk.cache(self.fetch, 'ephemeral_1_a', SIZE, context=None,
+                   ephemeral_size=1, specified_fs=None)
+        self.assertEqual(b'boot sector', self.read(disk))
+
+    @ddt.data(
+        {'task_state': task_states.RESIZE_FINISH},
+        {'task_state': task_states.REBOOT_STARTED_HARD},
+        {'task_state': task_states.REBUILD_SPAWNING, 'host': 'other'})
+    def test_disk_of_the_server_stays(self, of_disk):
+        disk = self.get_disk(**of_disk)
+        self.create(disk)
+        self.assertTrue(disk.exists())
+        self.boot(disk, 4 * SIZE)
+        self.assertEqual(b'found', self.read(disk, 5))
+        self.assertEqual(4 * SIZE, self.get_vdis()[disk.vdi])
+        self.assertEqual(0, self.fetched)
+
+    def test_disk_that_appears_meanwhile_stays(self):
+        disk = self.get_disk()
+        self.assertFalse(disk.exists())
+        self.create(disk)
+        self.assertRaises(exception.SheepdogVDIExists, self.boot, disk)
+        self.assertEqual(b'found', self.read(disk, 5))
+
+    @ddt.data('disk', 'disk.local', 'disk.eph0')
+    def test_evacuation_makes_no_disk(self, name):
+        disk = self.get_disk(name, task_state=task_states.REBUILD_SPAWNING,
+                             host='other')
+        template = 'root' if name == 'disk' else 'ephemeral_1_a'
+        kwargs = ({'image_id': self.glance['id']} if name == 'disk' else
+                  {'ephemeral_size': 1})
+        self.assertRaisesRegex(
+            exception.DiskNotFound, disk.vdi, disk.cache, self.fetch,
+            template, SIZE, context=None, **kwargs)
+        self.assertEqual({}, self.get_names())
+
+    def test_evacuation_makes_swap(self):
+        disk = self.get_disk('disk.swap', host='other',
+                             task_state=task_states.REBUILD_SPAWNING)
+        disk.cache(self.fetch, 'swap_8', SIZE, context=None, swap_mb=8)
+        self.assertEqual(b'boot sector', self.read(disk))
+
+    def test_disk_that_a_rescue_makes_is_noted_before(self):
+        disk = self.get_disk('disk.rescue')
+        self.sheepdog.fault('error', subcommand='vdi clone', times=None)
+        self.assertRaises(exception.SheepdogError, self.boot, disk)
+        self.sheepdog.clear_faults()
+        self.assertEqual(['disk.rescue'],
+                         disks.State(self.instance.uuid).rescued)
+
+    def test_resize_of_a_new_disk_times_out(self):
+        """As the delete does that follows, and the server is tried again."""
+        disk = self.boot_new()
+        self.instance.uuid = uuidutils.generate_uuid()
+        again = self.get_disk()
+        self.sheepdog.fault('hang', subcommand='vdi resize')
+        self.sheepdog.fault('hang', subcommand='vdi delete', hole=True,
+                            vdi=again.vdi)
+        self.assertRaises(exception.SheepdogError, self.boot, again)
+        self.assertEqual(bytes(11), self.read(again))
+        self.boot(self.get_disk(vm_state=vm_states.SHELVED_OFFLOADED))
+        self.assertEqual(b'boot sector', self.read(again))
+        self.assertNotEqual(disk.vdi, again.vdi)
+
+
+@ddt.ddt
+class TemporaryImageTestCase(_SheepdogTestCase):
+    """Images that Nova deletes once the server runs leave no base."""
+
+    TEMPORARY = (
+        {'vm_state': vm_states.SHELVED_OFFLOADED},
+        {'task_state': task_states.RESIZE_FINISH})
+
+    @ddt.data(*TEMPORARY)
+    def test_import(self, of_instance):
+        disk = self.boot(self.get_disk(**of_instance))
+        self.assertEqual(b'boot sector', self.read(disk))
+        self.assertEqual(2 * SIZE, self.get_vdis()[disk.vdi])
+        self.assertEqual({'disk': 1}, self.get_names())
+        self.assertEqual([], self.get_files())
+
+    @ddt.data(*TEMPORARY)
+    def test_base_that_is_there_is_cloned_and_goes(self, of_instance):
+        other = self.boot_new()
+        self.instance.uuid = uuidutils.generate_uuid()
+        disk = self.boot(self.get_disk(
+            **dict({'vm_state': vm_states.ACTIVE}, **of_instance)))
+        self.assertEqual(1, self.fetched)
+        self.assertEqual({'disk': 2}, self.get_names())
+        for vdi in other, disk:
+            self.assertEqual(b'boot sector', self.read(vdi))
+
+    def test_image_larger_than_the_disk(self):
+        self.assertRaises(
+            exception.FlavorDiskSmallerThanImage, self.boot,
+            self.get_disk(vm_state=vm_states.SHELVED_OFFLOADED), SIZE // 2)
+        self.assertEqual({}, self.get_names())
+
+    def test_image_larger_than_a_vdi_can_be(self):
+        self.patch_object(images.disk, 'get_disk_size',
+                          return_value=4097 * units.Gi)
+        self.assertRaisesRegex(
+            exception.InvalidDiskInfo, '4097 GiB', self.boot,
+            self.get_disk(vm_state=vm_states.SHELVED_OFFLOADED), None)
+        self.assertEqual({}, self.get_names())
+
+    @ddt.data('create', 'write', 'snapshot', 'clone')
+    def test_failed_step_leaves_nothing(self, subcommand):
+        self.sheepdog.fault(
+            'error', subcommand='vdi ' + subcommand, result=0x15,
+            vdi=self.instance.uuid + '*')
+        self.assertRaises(
+            exception.SheepdogError, self.boot,
+            self.get_disk(vm_state=vm_states.SHELVED_OFFLOADED))
+        self.assertEqual({}, self.get_names())
+        self.assertEqual([], self.get_files())
 
     def test_import_after_one_that_was_killed(self):
         scratch = '%s_scratch' % self.instance.uuid
         libvirt_utils.create_sheepdog_vdi(scratch, units.Mi)
         libvirt_utils.snapshot_sheepdog_vdi(scratch, 'nova-snapshot')
-        self.image.create_image(self._write_base, self.base, None)
-        self.assertEqual({self.image.vdi}, self._names())
-        self.assertEqual(self.DATA,
-                         self._read(self.image.vdi, len(self.DATA)))
+        disk = self.boot(self.get_disk(vm_state=vm_states.SHELVED_OFFLOADED))
+        self.assertEqual({'disk': 1}, self.get_names())
+        self.assertEqual(b'boot sector', self.read(disk))
 
     def test_cleanup_that_fails_too_does_not_hide_the_reason(self):
         def fail(*args, **kwargs):
@@ -179,19 +398,80 @@ class SheepdogImageTestCase(_SheepdogTestCase):
         with mock.patch.object(
                 libvirt_utils, 'snapshot_sheepdog_vdi', side_effect=fail):
             self.assertRaises(
-                ZeroDivisionError, self.image.create_image,
-                self._write_base, self.base, None)
+                ZeroDivisionError, self.boot,
+                self.get_disk(vm_state=vm_states.SHELVED_OFFLOADED))
+
+    def test_import_file_overrides(self):
+        disk = self.get_disk('disk.config')
+        self.create(disk)
+        path = os.path.join(CONF.instances_path, 'disk.config')
+        with open(path, 'wb') as drive:
+            drive.write(b'config drive'.ljust(units.Mi, b'\0'))
+        disk.import_file(self.instance, path, 'disk.config')
+        self.assertEqual({disk.vdi: units.Mi}, self.get_vdis())
+        self.assertEqual(b'config driv', self.read(disk))
+
+    def test_config_drive_of_a_rescue_is_noted(self):
+        path = os.path.join(CONF.instances_path, 'disk.config.rescue')
+        with open(path, 'wb') as drive:
+            drive.truncate(units.Mi)
+        self.get_disk('disk.config.rescue').import_file(
+            self.instance, path, 'disk.config.rescue')
+        self.assertEqual(['disk.config.rescue'],
+                         disks.State(self.instance.uuid).rescued)
+
+
+@ddt.ddt
+class CopyTestCase(_SheepdogTestCase):
+    """What qemu-img copies in and out, by tgtd."""
+
+    def start_cluster(self):
+        self.start_sheepdog()
+        self.start_tgtd()
+
+    def make_host(self):
+        return base.SheepdogTestMixin.make_host(self)
+
+    def unshelve(self, size=None):
+        return self.boot(
+            self.get_disk(vm_state=vm_states.SHELVED_OFFLOADED), size)
+
+    def test_import(self):
+        disk = self.unshelve(2 * SIZE)
+        self.assertEqual(self.DATA.ljust(2 * SIZE, b'\0'),
+                         self.read(disk, 2 * SIZE))
+        self.assertEqual({disk.vdi: 2 * SIZE}, self.get_vdis())
+        self.assertEqual({}, targets.list_targets())
+
+    def test_import_writes_no_more_than_the_data(self):
+        self.unshelve(units.Gi)
+        # two pieces of 4 KiB hold data
+        self.assertEqual(
+            2 * 4096, self.sheepdog.stats()['clients']['tgt'][
+                'bytes_written'])
+
+    def test_failed_copy_leaves_nothing(self):
+        self.sheepdog.fault('error', subcommand='tgt', operation='WRITE_OBJ',
+                            times=None)
+        self.sheepdog.fault('error', subcommand='tgt', times=None,
+                            operation='CREATE_AND_WRITE_OBJ')
+        self.assertRaises(exception.SheepdogError, self.unshelve)
+        self.assertEqual({}, self.get_vdis())
+        self.assertEqual({}, targets.list_targets())
+        self.assertEqual([], self.get_files())
 
     @ddt.data('raw', 'qcow2')
     def test_snapshot_extract(self, out_format):
-        self.image.create_image(self._write_base, self.base, 64 * units.Mi)
+        disk = self.unshelve(64 * units.Mi)
         # as a crash would leave it
-        libvirt_utils.snapshot_sheepdog_vdi(self.image.vdi, 'nova-snapshot')
+        libvirt_utils.snapshot_sheepdog_vdi(disk.vdi, 'nova-snapshot')
         target = os.path.join(CONF.instances_path, 'target')
-        self.image.snapshot_extract(target, out_format)
-        self.assertEqual(
-            1, len(self.dog('vdi', 'list', '-r').splitlines()))
-        self.assertEqual({}, tgt._get_targets())
+        # Nova has two objects for it.
+        imagebackend.Sheepdog(self.instance, path=disk.path).snapshot_extract(
+            target, out_format)
+        # The scratch VDI becomes the base of the image, or goes.
+        self.assertEqual({'disk': 1, 'scratch': 1}, self.get_names())
+        self.assertEqual({}, targets.list_targets())
         raw = os.path.join(CONF.instances_path, 'raw')
         subprocess.run(['qemu-img', 'convert', '-f', out_format, '-O', 'raw',
                         target, raw], check=True)
@@ -201,259 +481,52 @@ class SheepdogImageTestCase(_SheepdogTestCase):
         self.assertLess(os.stat(target).st_blocks * 512, units.Mi)
 
     def test_snapshot_extract_of_frozen_file_systems(self):
-        self.image.create_image(self._write_base, self.base, None)
+        disk = self.unshelve()
 
         @contextlib.contextmanager
         def frozen():
-            self._write(self.image.vdi, b'frozen')
+            self.write(disk.vdi, b'frozen')
             yield
-            self._write(self.image.vdi, b'thawed')
+            self.write(disk.vdi, b'thawed')
 
         target = os.path.join(CONF.instances_path, 'target')
-        self.image.snapshot_extract(target, 'raw', frozen=frozen())
+        disk.snapshot_extract(target, 'raw', frozen=frozen())
         with open(target, 'rb') as copy:
             self.assertEqual(b'frozen', copy.read(6))
 
     def test_failed_snapshot_extract_leaves_the_disk_alone(self):
-        self.image.create_image(self._write_base, self.base, None)
+        disk = self.unshelve()
         self.assertRaises(
-            exception.SheepdogError, self.image.snapshot_extract,
+            exception.SheepdogError, disk.snapshot_extract,
             os.path.join(CONF.instances_path, 'no/such/target'), 'raw')
-        self.assertEqual(
-            1, len(self.dog('vdi', 'list', '-r').splitlines()))
-        self.assertTrue(self.image.exists())
+        self.assertEqual({'disk': 1, 'scratch': 1}, self.get_names())
+        self.assertEqual(b'boot sector', self.read(disk))
 
-    def test_files_of_images_that_a_killed_process_left(self):
-        directory = self.useFixture(fixtures.TempDir()).path
-        self.flags(group='libvirt', snapshots_directory=directory)
-        self.flags(host='one')
-        left = tempfile.mkdtemp(
-            dir=directory, prefix=imagebackend.Sheepdog.get_snapshot_prefix())
-        open(os.path.join(left, 'image'), 'w').close()
-        self.flags(host='one-b')
-        of_others = {
-            tempfile.mkdtemp(dir=directory, prefix=prefix) for prefix in
-            ('tmp', imagebackend.Sheepdog.get_snapshot_prefix())}
-        self.flags(host='one')
-        imagebackend.Sheepdog.clean_up_snapshots()
-        self.assertEqual(of_others, {os.path.join(directory, name)
-                                     for name in os.listdir(directory)})
 
-    def test_delete_disks(self):
-        other = objects.Instance(id=2, uuid=uuidutils.generate_uuid())
-        for instance in self.instance, other:
-            for name in 'disk', 'disk.swap', 'scratch':
-                vdi = '%s_%s' % (instance.uuid, name)
-                libvirt_utils.create_sheepdog_vdi(vdi, units.Mi)
-                libvirt_utils.snapshot_sheepdog_vdi(
-                    vdi, 'nova-resize' if name == 'disk.swap' else
-                    'nova-snapshot')
-        self.sheepdog.reset_stats()
-        imagebackend.Sheepdog.delete_disks(
-            self.instance, ['disk', 'disk.local', 'disk.swap'])
-        # two for the scratch VDI, three for the disk, one for what is not
-        # there, two for the swap; and a look whether those two are gone
-        self.assertEqual({'vdi delete': 8, 'vdi getattr': 2},
-                         self.sheepdog.stats()['calls'])
-        self.assertEqual({'%s_%s' % (other.uuid, name) for name in (
-            'disk', 'disk.swap', 'scratch')}, self._names())
+class SnapshotTestCase(_SheepdogTestCase):
 
-    def test_delete_disks_of_which_snapshots_are_left(self):
-        libvirt_utils.create_sheepdog_vdi(self.image.vdi, units.Mi)
-        for tag in 'nova-snapshot', 'nova-resize':
-            libvirt_utils.snapshot_sheepdog_vdi(self.image.vdi, tag)
-        libvirt_utils.delete_sheepdog_vdi(self.image.vdi)
-        imagebackend.Sheepdog.delete_disks(self.instance, ['disk'])
-        self.assertEqual(set(), self._names())
+    def test_disk_that_is_missing(self):
+        disk = self.get_disk()
+        self.assertRaisesRegex(exception.DiskNotFound, disk.vdi,
+                               disk.snapshot_extract, '/target', 'raw')
 
-    def _write(self, vdi, data):
-        self.sheepdog.run('vdi', 'write', vdi, '0', str(len(data)),
-                          stdin=data)
+    def test_no_room(self):
+        disk = self.boot_new()
+        self.patch_object(self.host, 'check_room',
+                          side_effect=exception.SheepdogError(reason='full'))
+        self.assertRaises(exception.SheepdogError, disk.snapshot_extract,
+                          '/target', 'raw')
+        self.assertNotIn('disk@', self.get_names())
 
-    def test_roll_back_disks(self):
-        for name in 'disk', 'disk.local':
-            vdi = '%s_%s' % (self.instance.uuid, name)
-            libvirt_utils.create_sheepdog_vdi(vdi, 8 * units.Mi)
-            self._write(vdi, b'before')
-        names = ['disk', 'disk.local', 'disk.swap']
-        imagebackend.Sheepdog.snapshot_disks(self.instance, names)
-        libvirt_utils.resize_sheepdog_vdi(self.image.vdi, 16 * units.Mi)
-        self._write(self.image.vdi, b'after!')
-        # as an interrupted call leaves it
-        libvirt_utils.delete_sheepdog_vdi(
-            '%s_disk.local' % self.instance.uuid)
-        for _attempt in range(2):
-            imagebackend.Sheepdog.roll_back_disks(self.instance, names)
-            shown = self.dog('vdi', 'list', '-r').decode().splitlines()
-            self.assertEqual(
-                {('%s_%s' % (self.instance.uuid, name), str(8 * units.Mi))
-                 for name in ('disk', 'disk.local')},
-                {(line.split()[1], line.split()[3]) for line in shown})
-            self.assertEqual(2, len(shown))
-            self.assertEqual(b'before', self._read(self.image.vdi, 6))
+    def test_snapshot_of_the_disk_goes_when_the_clone_fails(self):
+        disk = self.boot_new()
+        self.sheepdog.fault('error', subcommand='vdi clone', result=0x15)
+        self.assertRaises(exception.SheepdogError, disk.snapshot_extract,
+                          '/target', 'raw')
+        self.assertEqual(dict(BASE, disk=1), self.get_names())
 
-    def _roll_back_until_killed(self, steps):
-        """Have roll_back_disks() end after some calls of dog.
 
-        :returns: True if that was before its own end
-        """
-        dog = libvirt_utils._dog
-        left = iter(range(steps))
-
-        def dog_until_killed(*arguments):
-            if next(left, None) is None:
-                raise Killed()
-            return dog(*arguments)
-
-        with mock.patch.object(libvirt_utils, '_dog', dog_until_killed):
-            try:
-                imagebackend.Sheepdog.roll_back_disks(
-                    self.instance, ['disk'])
-            except Killed:
-                return True
-        return False
-
-    @ddt.data('iscsi', 'native')
-    def test_roll_back_disks_is_killed_at_any_step(self, transport):
-        self.flags(images_sheepdog_transport=transport, group='libvirt')
-        self.image.disk_info_mapping = {
-            'bus': 'virtio', 'dev': 'vda', 'type': 'disk'}
-        guest = vconfig.LibvirtConfigGuest()
-        guest.virt_type = 'kvm'
-        guest.add_device(self.image.libvirt_info('none', {}))
-        steps = 0
-        killed = True
-        while killed:
-            libvirt_utils.create_sheepdog_vdi(self.image.vdi, 8 * units.Mi)
-            self._write(self.image.vdi, b'before')
-            imagebackend.Sheepdog.snapshot_disks(self.instance, ['disk'])
-            self._write(self.image.vdi, b'after!')
-            killed = self._roll_back_until_killed(steps)
-            # Whoever starts the guest finds a disk.
-            imagebackend.Sheepdog.export_disks(guest.to_xml())
-            self.assertIn(self._read(self.image.vdi, 6),
-                          (b'before', b'after!'))
-            imagebackend.Sheepdog.unexport_disks(self.instance)
-            imagebackend.Sheepdog.roll_back_disks(self.instance, ['disk'])
-            self.assertEqual(b'before', self._read(self.image.vdi, 6))
-            imagebackend.Sheepdog.delete_disks(self.instance, ['disk'])
-            steps += 1
-        self.assertEqual(5, steps)
-
-    def test_start_without_a_disk(self):
-        for transport, kind in (('iscsi', exception.TgtError),
-                                ('native', exception.SheepdogError)):
-            self.flags(images_sheepdog_transport=transport, group='libvirt')
-            self.assertRaisesRegex(
-                kind, 'no such VDI', imagebackend.Sheepdog.export_disks,
-                self._get_guest_xml())
-
-    def test_snapshot_disks_after_a_resize_that_failed(self):
-        libvirt_utils.create_sheepdog_vdi(self.image.vdi, 8 * units.Mi)
-        imagebackend.Sheepdog.snapshot_disks(self.instance, ['disk'])
-        self._write(self.image.vdi, b'since')
-        imagebackend.Sheepdog.snapshot_disks(self.instance, ['disk'])
-        self.assertEqual(b'since', self.dog(
-            'vdi', 'read', '-s', 'nova-resize', self.image.vdi, '0', '5'))
-        imagebackend.Sheepdog.delete_snapshots(self.instance, ['disk'])
-        self.assertEqual(
-            1, len(self.dog('vdi', 'list', '-r').splitlines()))
-
-    def test_delete_disks_that_stay(self):
-        self.image.create_image(self._write_base, self.base, None)
-        with mock.patch.object(
-                libvirt_utils, 'sheepdog_vdi_exists', return_value=True):
-            self.assertRaisesRegex(
-                exception.SheepdogError, 'delete the server again',
-                imagebackend.Sheepdog.delete_disks, self.instance, ['disk'])
-
-    def _get_guest_xml(self, *further):
-        """Return the XML of a guest with the disk, and further ones."""
-        guest = vconfig.LibvirtConfigGuest()
-        guest.virt_type = 'kvm'
-        self.image.disk_info_mapping = {
-            'bus': 'virtio', 'dev': 'vda', 'type': 'disk'}
-        for device in (self.image.libvirt_info('none', {}), *further):
-            guest.add_device(device)
-        return guest.to_xml()
-
-    def test_export_and_unexport_disks(self):
-        self.image.create_image(self._write_base, self.base, None)
-        volume = vconfig.LibvirtConfigGuestDisk()
-        volume.source_type = 'network'
-        volume.source_protocol = 'iscsi'
-        volume.source_name = 'iqn.2010-10.org.openstack:volume-1/1'
-        volume.target_dev = 'vdb'
-        volume.target_bus = 'virtio'
-        imagebackend.Sheepdog.export_disks(self._get_guest_xml(volume))
-        self.assertEqual(
-            ['iqn.2014-06.org.openstack.nova:%s.disk' % self.instance.uuid],
-            list(tgt._get_targets()))
-        imagebackend.Sheepdog.unexport_disks(self.instance)
-        self.assertEqual({}, tgt._get_targets())
-
-    def test_export_of_a_disk_that_a_roll_back_left_deleted(self):
-        libvirt_utils.create_sheepdog_vdi(self.image.vdi, 8 * units.Mi)
-        self._write(self.image.vdi, b'before')
-        imagebackend.Sheepdog.snapshot_disks(self.instance, ['disk'])
-        libvirt_utils.delete_sheepdog_vdi(self.image.vdi)
-        imagebackend.Sheepdog.export_disks(self._get_guest_xml())
-        self.assertEqual(b'before', self._read(self.image.vdi, 6))
-
-    def test_export_of_a_disk_that_is_missing(self):
-        self.assertRaisesRegex(
-            exception.TgtError, 'no such VDI',
-            imagebackend.Sheepdog.export_disks, self._get_guest_xml())
-
-    @tenacity.retry(stop=tenacity.stop_after_delay(30),
-                    wait=tenacity.wait_fixed(0.1), reraise=True)
-    def _assert_exported(self):
-        self.assertEqual(1, len(tgt._get_targets()))
-
-    def _keep_exports(self, *here, is_arriving=False):
-        """Run keep_exports(), with one running guest.
-
-        :param here: UUIDs of the instances of this host, for each time that
-            the database is asked
-        :returns: the nova.virt.libvirt.host.Host
-        """
-        self.image.create_image(self._write_base, self.base, None)
-        self.image.disk_info_mapping = {
-            'bus': 'virtio', 'dev': 'vda', 'type': 'disk'}
-        config = vconfig.LibvirtConfigGuest()
-        config.add_device(self.image.libvirt_info('none', {}))
-        host = mock.Mock()
-        guest = mock.Mock(uuid=self.instance.uuid)
-        guest.get_config.return_value = config
-        host.list_guests.return_value = [guest]
-        self.patch_object(objects.InstanceList, 'get_uuids_by_host',
-                          side_effect=here)
-        self.patch_object(imagebackend.Sheepdog, 'RESTORE_INTERVAL',
-                          new=0.05)
-        self.addCleanup(imagebackend.Sheepdog.stop_keeping_exports)
-        imagebackend.Sheepdog.keep_exports(host, lambda guest: is_arriving)
-        self._assert_exported()
-        return host
-
-    def test_keep_exports(self):
-        host = self._keep_exports(*[[self.instance.uuid]] * 1000)
-        calls = host.list_guests.call_count
-        self.tgtd.stop()
-        self.sheepdog.kill()
-        self.tgtd.start()
-        self.sheepdog.start()
-        self._assert_exported()
-        # not asked for as long as the same tgtd runs
-        self.assertEqual(1, calls)
-
-    def test_no_exports_before_the_instance_is_on_this_host(self):
-        host = self._keep_exports([], [], [self.instance.uuid])
-        self.assertEqual(3, host.list_guests.call_count)
-        self.assertEqual(1, self.stdlog.logger.output.count(
-            'on another host: ' + self.instance.uuid))
-
-    def test_exports_of_a_guest_that_comes(self):
-        self._keep_exports([], is_arriving=True)
+class ConfigurationTestCase(_SheepdogTestCase):
 
     def test_libvirt_info_iscsi(self):
         self.flags(hw_disk_discard='unmap', group='libvirt')
@@ -466,21 +539,20 @@ class SheepdogImageTestCase(_SheepdogTestCase):
               <driver name="qemu" type="raw" cache="none"/>
               <source protocol="iscsi"
                   name="iqn.2014-06.org.openstack.nova:%s.disk/1">
-                <host name="127.0.0.1" port="%s"/>
+                <host name="127.0.0.1" port="3260"/>
               </source>
               <target bus="virtio" dev="vda"/>
               <iotune>
                 <total_iops_sec>100</total_iops_sec>
               </iotune>
               <boot order="1"/>
-            </disk>""" % (self.instance.uuid,
-                          self.tgtd.portal.partition(':')[2]),
+            </disk>""" % self.instance.uuid,
             image.libvirt_info('none', {'quota:disk_total_iops_sec': 100},
                                boot_order='1').to_xml())
 
     def test_libvirt_info_native(self):
-        self.flags(hw_disk_discard='unmap',
-                   images_sheepdog_transport='native', group='libvirt')
+        self.flags(hw_disk_discard='unmap', group='libvirt')
+        self.host.targets.transport = 'native'
         image = imagebackend.Sheepdog(
             self.instance, 'disk',
             disk_info_mapping={'bus': 'scsi', 'dev': 'sda', 'type': 'disk'})
@@ -495,24 +567,6 @@ class SheepdogImageTestCase(_SheepdogTestCase):
             </disk>""" % (self.instance.uuid, self.sheepdog.port),
             image.libvirt_info('none', {}, disk_unit=3).to_xml())
 
-    def test_native_copies_without_tgtd(self):
-        self.tgtd.stop()
-        self.flags(images_sheepdog_transport='native', group='libvirt')
-        copy = self.patch_object(libvirt_utils, 'copy_with_qemu_img')
-        self.image.create_image(self._write_base, self.base, None)
-        self.assertEqual(
-            'driver=raw,file.driver=sheepdog,file.server.type=inet,'
-            'file.server.host=127.0.0.1,file.server.port=%d,'
-            'file.vdi=%s_scratch' % (self.sheepdog.port, self.instance.uuid),
-            copy.call_args[0][1])
-
-    def test_native_unexport_without_tgt(self):
-        self.flags(images_sheepdog_transport='native', group='libvirt')
-        self.tgtd.stop()
-        os.unlink(self.tgtd.control_socket)
-        self.install_only('env', 'timeout')
-        imagebackend.Sheepdog.unexport_disks(self.instance)
-
     def test_by_libvirt_path(self):
         image = imagebackend.Backend(False).by_libvirt_path(
             self.instance, 'sheepdog:0123_disk', image_type='sheepdog')
@@ -520,162 +574,11 @@ class SheepdogImageTestCase(_SheepdogTestCase):
 
     def test_get_model(self):
         self.assertRaisesRegex(exception.Invalid, 'inject_partition',
-                               self.image.get_model, None)
+                               self.get_disk().get_model, None)
 
     def test_shared_block_storage(self):
         self.assertTrue(imagebackend.Sheepdog.is_shared_block_storage())
         self.assertFalse(imagebackend.Sheepdog.is_file_in_instance_path())
-
-
-@ddt.ddt
-class SheepdogDriverTestCase(test.NoDBTestCase):
-
-    def setUp(self):
-        super().setUp()
-        self.flags(images_type='sheepdog', group='libvirt')
-        self.driver = mock.Mock(spec=driver.LibvirtDriver)
-        self.instance = objects.Instance(
-            uuid=uuids.instance, flavor=objects.Flavor(extra_specs={}))
-        self.image_meta = objects.ImageMeta(
-            properties=objects.ImageMetaProps())
-
-    @ddt.data((task_states.SPAWNING, True),
-              (task_states.REBUILD_SPAWNING, False))
-    @ddt.unpack
-    def test_what_goes_when_a_spawn_fails(self, task_state, goes):
-        """An evacuated server may have lost its swap, and keeps its data."""
-        self.instance.task_state = task_state
-        self.driver._create_image.return_value = (True, True)
-        with mock.patch.object(driver.blockinfo, 'get_disk_info'):
-            driver.LibvirtDriver.spawn(
-                self.driver, None, self.instance, self.image_meta, [], None,
-                {}, power_on=False)
-        self.assertEqual(goes, self.driver._create_guest_with_network.
-                         call_args.kwargs['cleanup_instance_disks'])
-
-    def _is_path_shared(self, image_meta):
-        is_shared = driver.LibvirtDriver._is_instance_path_shared_with
-        self.driver._has_files_to_migrate = functools.partial(
-            driver.LibvirtDriver._has_files_to_migrate, self.driver)
-        self.driver.get_host_ip_addr.return_value = '192.0.2.1'
-        with mock.patch.object(objects.Instance, 'image_meta', image_meta):
-            return [is_shared(self.driver, self.instance, host, '/path')
-                    for host in ('192.0.2.1', '192.0.2.2')]
-
-    def test_no_ssh_where_it_is_not_needed(self):
-        self.assertEqual([True, False],
-                         self._is_path_shared(self.image_meta))
-        self.driver._is_path_shared_with.assert_not_called()
-
-    def test_ssh_for_the_files_of_a_vtpm(self):
-        self.driver._is_path_shared_with.return_value = True
-        self.image_meta.properties.hw_tpm_version = '2.0'
-        self.assertEqual([True, True],
-                         self._is_path_shared(self.image_meta))
-
-
-@ddt.ddt
-class SheepdogCheckHostTestCase(_SheepdogTestCase):
-
-    def setUp(self):
-        super().setUp()
-        self.flags(virt_type='qemu', group='libvirt')
-        self.flags(force_raw_images=True)
-        self.patch_object(imagebackend.Sheepdog, '_auto_transport',
-                          new='iscsi')
-        self._set_emulator(shutil.which('qemu-system-x86_64'))
-
-    def _set_emulator(self, path):
-        domain = mock.Mock(emulator=path)
-        self.host = mock.Mock()
-        capabilities = self.host.get_capabilities.return_value
-        capabilities.host.cpu.arch = 'x86_64'
-        capabilities.guests = [
-            mock.Mock(arch='x86_64', domains={'qemu': domain})]
-
-    def _assert_refused(self, *words):
-        error = self.assertRaises(
-            exception.InvalidConfiguration,
-            imagebackend.Sheepdog.check_host, self.host)
-        for word in words:
-            self.assertIn(word, str(error))
-
-    @ddt.data('auto', 'iscsi')
-    def test_iscsi(self, transport):
-        self.flags(images_sheepdog_transport=transport, group='libvirt')
-        imagebackend.Sheepdog.check_host(self.host)
-        self.assertEqual('iscsi', imagebackend.Sheepdog.get_transport())
-
-    def test_native_where_qemu_has_it(self):
-        # what QEMU before 6.1 says where nobody listens
-        script = 'echo "Failed to connect to 127.0.0.1:1" >&2; exit 1\n'
-        self.install('qemu-img', script)
-        self._set_emulator(self.install('qemu-system-x86_64', script))
-        self.flags(images_sheepdog_transport='auto', group='libvirt')
-        self.tgtd.stop()
-        imagebackend.Sheepdog.check_host(self.host)
-        self.assertEqual('native', imagebackend.Sheepdog.get_transport())
-
-    def test_native_with_a_qemu_that_lacks_it(self):
-        self.flags(images_sheepdog_transport='native', group='libvirt')
-        self._assert_refused('images_sheepdog_transport', 'before 6.1')
-
-    def test_native_with_a_qemu_img_that_lacks_it(self):
-        # the emulator runs in another container
-        self._set_emulator('/no/such/emulator')
-        self.flags(images_sheepdog_transport='native', group='libvirt')
-        self._assert_refused('qemu-img has no sheepdog driver')
-
-    def test_qemu_without_iscsi(self):
-        self.install(
-            'qemu-img', 'echo "Unknown driver \'iscsi\'" >&2; exit 1\n')
-        self._assert_refused('images_sheepdog_transport', 'qemu-block-extra')
-
-    def test_no_qemu_img(self):
-        self.install_only('env', 'timeout', 'dog', 'tgtadm')
-        self._assert_refused('qemu-img')
-
-    def test_no_tgtd(self):
-        self.tgtd.stop()
-        self._assert_refused('tgtd', 'tgtadm')
-
-    def test_no_tgtadm(self):
-        self.install_only('env', 'timeout', 'dog', 'qemu-img')
-        self._assert_refused('tgtadm', 'not installed')
-
-    def test_tgtd_without_sheepdog(self):
-        self.install('tgtadm', 'echo "Backing stores:"; echo " rdwr"\n')
-        self._assert_refused('backing store named sheepdog')
-
-    def test_other_portal(self):
-        self.flags(images_sheepdog_portal='127.0.0.1:1', group='libvirt')
-        self._assert_refused('images_sheepdog_portal = 127.0.0.1:1')
-
-    def test_port_that_tgtd_cannot_read(self):
-        self.patch_object(libvirt_utils, 'check_sheepdog_cluster')
-        self.flags(images_sheepdog_port=10000, group='libvirt')
-        self._assert_refused('images_sheepdog_port', 'below 10000')
-
-    def test_no_cluster(self):
-        self.sheepdog.kill()
-        self._assert_refused('images_sheepdog_host', 'images_sheepdog_port')
-
-    @ddt.data(
-        ({'virt_type': 'lxc', 'group': 'libvirt'}, 'virt_type'),
-        ({'force_raw_images': False}, 'force_raw_images'),
-        ({'inject_partition': -1, 'group': 'libvirt'}, 'inject_partition'),
-        ({'enabled': True, 'group': 'ephemeral_storage_encryption'},
-         'ephemeral_storage_encryption'),
-        ({'images_sheepdog_host': 'gateway', 'group': 'libvirt'},
-         'images_sheepdog_host'),
-        ({'images_sheepdog_host': '::1', 'group': 'libvirt'},
-         'images_sheepdog_host'),
-        ({'images_sheepdog_portal': '127.0.0.1', 'group': 'libvirt'},
-         'images_sheepdog_portal'))
-    @ddt.unpack
-    def test_option(self, flags, option):
-        self.flags(**flags)
-        self._assert_refused(option)
 
 
 class SheepdogTestCase(test_imagebackend._ImageTestCase, _SheepdogTestCase):
@@ -686,38 +589,36 @@ class SheepdogTestCase(test_imagebackend._ImageTestCase, _SheepdogTestCase):
     def setUp(self):
         self.image_class = imagebackend.Sheepdog
         super().setUp()
+        self.TEMPLATE = 'swap_8'
+        self.TEMPLATE_PATH = os.path.join(self.TEMPLATE_DIR, self.TEMPLATE)
 
     def test_prealloc_image(self):
         # Sheepdog has no thing such as fallocate.
         self.flags(preallocate_images='space')
         image = self.image_class(self.INSTANCE, self.NAME)
         with mock.patch.object(imagebackend.processutils, 'trycmd') as trycmd:
-            image.cache(self._fetch, self.TEMPLATE, self.SIZE)
+            image.cache(self.fetch, self.TEMPLATE, self.SIZE)
         trycmd.assert_not_called()
-
-    def _fetch(self, target, *args, **kwargs):
-        with open(target, 'wb') as base:
-            base.truncate(self.SIZE // 2)
 
     def test_cache(self):
         image = self.image_class(self.INSTANCE, self.NAME)
-        image.cache(self._fetch, self.TEMPLATE, self.SIZE)
+        image.cache(self.fetch, self.TEMPLATE, self.SIZE)
         self.assertTrue(image.exists())
-        self.assertTrue(os.path.exists(self.TEMPLATE_PATH))
+        # The cluster has it, and not the host.
+        self.assertEqual([], os.listdir(self.TEMPLATE_DIR))
 
     def test_cache_template_exists(self):
-        os.makedirs(self.TEMPLATE_DIR)
-        self._fetch(self.TEMPLATE_PATH)
+        self.image_class(self.INSTANCE, self.NAME).cache(
+            self.fetch, self.TEMPLATE, self.SIZE)
         fetch = mock.Mock()
-        image = self.image_class(self.INSTANCE, self.NAME)
+        image = self.image_class(self.INSTANCE, 'other')
         image.cache(fetch, self.TEMPLATE, self.SIZE)
         fetch.assert_not_called()
         self.assertTrue(image.exists())
 
     def test_cache_image_exists(self):
         image = self.image_class(self.INSTANCE, self.NAME)
-        image.cache(self._fetch, self.TEMPLATE, self.SIZE)
-        shutil.rmtree(self.TEMPLATE_DIR)
+        image.cache(self.fetch, self.TEMPLATE, self.SIZE)
         fetch = mock.Mock()
         image.cache(fetch, self.TEMPLATE, self.SIZE)
         fetch.assert_not_called()

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A process that makes a disk of an image, to be killed by a test."""
+"""A process that makes a base image, to be killed by a test."""
 
 import os
 import shutil
@@ -18,34 +18,31 @@ import sys
 
 import nova.conf
 from nova import utils
-from nova.virt.libvirt import imagebackend
-from nova.virt.libvirt import sheepdog_base
-from nova.virt.libvirt.storage import tgt
-from nova.virt.libvirt import utils as libvirt_utils
+from nova.virt.libvirt.sheepdog import images
+from nova.virt.libvirt.sheepdog import rootwrap
+from nova.virt.libvirt.sheepdog import targets
+from nova.virt.libvirt.sheepdog import transfer
 
 CONF = nova.conf.CONF
 
 
-def main(configuration, control_socket, path, key, digest, vdi):
-    """Do what a boot does of which this is not a process of its own.
+def main(configuration, control_socket, path, name):
+    """Make the base of a template.
 
     :param configuration: path of nova.conf
     :param control_socket: path of that of tgtd
-    :param path: of the image, a raw file
-    :param key: id of the image
-    :param digest: what tells its base from others
-    :param vdi: name of the disk
+    :param path: of the template, a raw file
+    :param name: of the template
     """
     CONF([], default_config_files=[configuration])
     # As in SheepdogTestMixin.
     utils.get_root_helper = lambda: 'env'
-    libvirt_utils.ROOT_PATH = os.environ['PATH']
-    tgt.CONTROL_SOCKET = control_socket
-    base = sheepdog_base.Base(key, digest)
-    base.provide(
-        lambda: base.clone(vdi),
-        lambda new: imagebackend.Sheepdog._fill(
-            new, lambda target: shutil.copy(path, target)))
+    CONF.set_override('disable_rootwrap', True, 'workarounds')
+    rootwrap.ROOT_PATH = os.environ['PATH']
+    targets.CONTROL_SOCKET = control_socket
+    images.TemplateBase(
+        images.Images(transfer.Transfer(targets.Targets('iscsi'))),
+        lambda target: shutil.copy(path, target), name).provide()
 
 
 if __name__ == '__main__':
