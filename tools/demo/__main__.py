@@ -24,7 +24,7 @@ import time
 import unittest
 
 import actions
-from nova.tests.functional.libvirt import sheepdog_base
+from nova.tests.functional.libvirt import sheepdog_testcase
 
 
 class Step:
@@ -56,7 +56,7 @@ def show(title, text):
     sys.stdout.flush()
 
 
-class Demo(sheepdog_base.SheepdogTestCase):
+class Demo(sheepdog_testcase.SheepdogTestCase):
     """The demo: a test case, for the fixtures of Nova's functional tests."""
 
     # Not the instance's: testtools takes that back to what it was after a run.

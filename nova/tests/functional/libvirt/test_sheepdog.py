@@ -21,11 +21,12 @@ from oslo_utils import units
 from nova import context
 from nova import exception
 from nova.tests.fixtures import sheepdog
-from nova.tests.functional.libvirt import sheepdog_base
+from nova.tests.functional.libvirt import sheepdog_backend as backend
+from nova.tests.functional.libvirt import sheepdog_testcase
 
 
 @ddt.ddt
-class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
+class SheepdogServerTestCase(sheepdog_testcase.SheepdogTestCase):
 
     @ddt.data('raw', 'qcow2')
     def test_boot_and_delete(self, disk_format):
@@ -159,7 +160,7 @@ class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
                 ('native', 'reach their VDIs by the native transport'),
                 # The two share one libvirtd and one tgtd.
                 ('iscsi', 'has a guest of this instance already')):
-            self.flags(group='libvirt', images_sheepdog_transport=transport)
+            backend.set_transport(other.driver, transport)
             self.api.post_server_action(server['id'], {'os-migrateLive': {
                 'host': other.host, 'block_migration': 'auto'}})
             self.wait_until(self._is_refused, server, reason)
@@ -265,10 +266,12 @@ class SheepdogServerTestCase(sheepdog_base.SheepdogTestCase):
 
 
 @ddt.ddt
-class SheepdogStartTestCase(sheepdog_base.SheepdogTestCase):
+class SheepdogStartTestCase(sheepdog_testcase.SheepdogTestCase):
     """nova-compute does not start, and says why."""
 
     def start_cluster(self):
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.virt.libvirt.sheepdog.host.START_LIMIT', 0))
         return self.useFixture(sheepdog.SheepdogFixture(
             copies=None if 'unformatted' in self.id() else '2'))
 
@@ -290,7 +293,7 @@ class SheepdogStartTestCase(sheepdog_base.SheepdogTestCase):
         self._assert_refused("'dog cluster format'")
 
     # The native transport needs none.
-    TGTADM = [] if sheepdog_base.IS_NATIVE else ['tgtadm']
+    TGTADM = [] if sheepdog_testcase.IS_NATIVE else ['tgtadm']
 
     @ddt.data('dog', *TGTADM)
     def test_program_is_missing(self, name):
@@ -298,11 +301,11 @@ class SheepdogStartTestCase(sheepdog_base.SheepdogTestCase):
         self.testbed.ask('hide', name)
         self._assert_refused(name, 'not installed')
 
-    if not sheepdog_base.IS_NATIVE:
+    if not sheepdog_testcase.IS_NATIVE:
 
         def test_no_tgtd(self):
             self.testbed.ask('stop', 'tgtd')
-            self._assert_refused('tgtadm', 'tgt daemon')
+            self._assert_refused('tgtd', 'tgt daemon')
 
         def test_other_portal(self):
             self.flags(group='libvirt', images_sheepdog_portal='127.0.0.1:1')
@@ -313,7 +316,7 @@ class SheepdogStartTestCase(sheepdog_base.SheepdogTestCase):
             self._assert_refused('images_sheepdog_transport', '6.1')
 
 
-class OtherImagesTypeTestCase(sheepdog_base.SheepdogTestCase):
+class OtherImagesTypeTestCase(sheepdog_testcase.SheepdogTestCase):
 
     IMAGES_TYPE = 'qcow2'
 

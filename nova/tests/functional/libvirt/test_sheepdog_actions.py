@@ -22,11 +22,11 @@ import ddt
 from oslo_utils import units
 
 from nova.tests.functional.api import client
-from nova.tests.functional.libvirt import sheepdog_base
+from nova.tests.functional.libvirt import sheepdog_testcase
 
 
 @ddt.ddt
-class SheepdogActionsTestCase(sheepdog_base.SheepdogTestCase):
+class SheepdogActionsTestCase(sheepdog_testcase.SheepdogTestCase):
 
     def setUp(self):
         super().setUp()

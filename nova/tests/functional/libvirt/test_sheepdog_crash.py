@@ -13,22 +13,19 @@
 """Whatever dies while a server boots: once it is deleted, nothing is left."""
 
 import subprocess
-from unittest import mock
 
 import ddt
 
 from nova import context
 from nova.tests.functional.api import client as api_client
-from nova.tests.functional.libvirt import sheepdog_base
-from nova.virt.libvirt import guest as libvirt_guest
-from nova.virt.libvirt.storage import tgt
-from nova.virt.libvirt import utils as libvirt_utils
+from nova.tests.functional.libvirt import sheepdog_backend as backend
+from nova.tests.functional.libvirt import sheepdog_testcase
 
-CLIENT = sheepdog_base.CLIENT
+CLIENT = sheepdog_testcase.CLIENT
 
 
 @ddt.ddt
-class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
+class SheepdogCrashTestCase(sheepdog_testcase.SheepdogTestCase):
 
     def setUp(self):
         super().setUp()
@@ -59,18 +56,12 @@ class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
             self.fail('It cannot be deleted: %s' %
                       self.api.get_server(server['id'])['fault'])
 
-    # Steps of a boot, in their order, and where they are.
-    STEPS = {
-        'create_sheepdog_vdi': libvirt_utils,
-        'export': tgt,
-        'copy_with_qemu_img': libvirt_utils,
-        'unexport': tgt,
-        'snapshot_sheepdog_vdi': libvirt_utils,
-        'clone_sheepdog_vdi': libvirt_utils,
-        'launch': libvirt_guest.Guest,
-    }
-    if sheepdog_base.IS_NATIVE:
-        del STEPS['export'], STEPS['unexport']
+    # Steps of a boot, in their order
+    STEPS = ['create a VDI', 'export a VDI', 'copy data', 'remove a target',
+             'take a snapshot', 'clone a snapshot', 'launch a guest']
+    if sheepdog_testcase.IS_NATIVE:
+        STEPS.remove('export a VDI')
+        STEPS.remove('remove a target')
 
     def _post_server(self):
         return self.post_server(self.upload_image())
@@ -80,10 +71,8 @@ class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
             'bytes_written')
 
     @ddt.data(*STEPS)
-    def test_compute_is_killed_after(self, name):
-        owner = self.STEPS[name]
-        server = self.kill_compute_within(
-            owner, name, getattr(owner, name), self._post_server)
+    def test_compute_is_killed_after(self, step):
+        server = self.kill_compute_within(step, self._post_server)
         self.wait_until(lambda: not self.half_made())
         self._delete_in_the_end(server)
 
@@ -91,7 +80,7 @@ class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
         """A copy does not know at once that nova-compute is dead."""
         copies = []
 
-        def start_copy(source, target, *_arguments):
+        def start_copy(_copy, source, target, *_arguments):
             copies.append(subprocess.Popen(
                 ['qemu-img', 'convert', '-n', '--image-opts',
                  '--target-image-opts', source, target]))
@@ -100,13 +89,12 @@ class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
         self.sheepdog.fault('hang', subcommand=CLIENT, operation='*WRITE*',
                             when='after')
         server = self.kill_compute_within(
-            libvirt_utils, 'copy_with_qemu_img', start_copy,
-            self._post_server)
+            'copy data', self._post_server, start_copy)
         self.addCleanup(copies[0].kill)
         self.api.delete_server(server['id'])
         self.sheepdog.clear_faults()
         self._delete_in_the_end(server)
-        copies[0].wait(sheepdog_base.LIMIT)
+        copies[0].wait(sheepdog_testcase.LIMIT)
         self.assert_nothing_left(server)
 
     @ddt.data(
@@ -144,19 +132,17 @@ class SheepdogCrashTestCase(sheepdog_base.SheepdogTestCase):
         self.wait_until(self._is_settled, server)
         self._delete_in_the_end(server)
 
-    if not sheepdog_base.IS_NATIVE:
+    if not sheepdog_testcase.IS_NATIVE:
 
-        @ddt.data('export', 'copy_with_qemu_img', 'unexport', 'launch')
-        def test_tgtd_is_killed_before(self, name):
-            owner = self.STEPS[name]
-            function = getattr(owner, name)
-
-            def kill_and_run(*args, **kwargs):
+        @ddt.data('export a VDI', 'copy data', 'remove a target',
+                  'launch a guest')
+        def test_tgtd_is_killed_before(self, step):
+            def kill_and_run(function, *args, **kwargs):
                 self.testbed.ask('kill', 'tgtd')
                 self.testbed.ask('start', 'tgtd')
                 return function(*args, **kwargs)
 
-            with mock.patch.object(owner, name, kill_and_run):
+            with backend.replace_step(step, kill_and_run):
                 server = self.post_server(self.upload_image())
                 self.wait_until(self._is_settled, server)
             self._delete_in_the_end(server)

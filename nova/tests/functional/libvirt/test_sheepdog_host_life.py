@@ -14,14 +14,10 @@
 import os
 import signal
 
-from nova.image import glance
-from nova.tests.functional.libvirt import sheepdog_base
-from nova.virt.libvirt import guest as libvirt_guest
-from nova.virt.libvirt import imagebackend
-from nova.virt.libvirt import utils as libvirt_utils
+from nova.tests.functional.libvirt import sheepdog_testcase
 
 
-class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
+class SheepdogHostLifeTestCase(sheepdog_testcase.SheepdogTestCase):
 
     def setUp(self):
         super().setUp()
@@ -70,12 +66,11 @@ class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
         self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
         self.wait_for_boot(server, boots)
 
-    def _kill_compute_within(self, owner, name, server, action, arguments,
+    def _kill_compute_within(self, step, server, action, arguments,
                              replacement=None):
         self.kill_compute_within(
-            owner, name, replacement or getattr(owner, name),
-            lambda: self.api.post_server_action(
-                server['id'], {action: arguments}))
+            step, lambda: self.api.post_server_action(
+                server['id'], {action: arguments}), replacement)
 
     def _wait_until_in_error(self, server):
         """Wait until nova-compute gives up what it finds half done.
@@ -94,7 +89,7 @@ class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
         self.wait_until(lambda: self.api.get_server(server['id'])[
             'OS-EXT-STS:task_state'] is None)
         server = self._wait_for_state_change(server, 'ERROR')
-        self.assertIn('no such VDI', server['fault']['message'])
+        self.assertIn('No disk at VDI', server['fault']['message'])
 
     def _rebuild(self, server, image_id, boots):
         self.act(server, 'rebuild', {'imageRef': image_id}, 'ACTIVE')
@@ -103,14 +98,14 @@ class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
     def test_nova_compute_dies_within_an_action(self):
         server = self.boot(self.upload_image())
         self._kill_compute_within(
-            libvirt_utils, 'copy_with_qemu_img', server, 'createImage',
+            'copy data', server, 'createImage',
             {'name': 'snapshot'})
         self.assertEqual([], os.listdir(self.snapshots_directory))
         self._recover(server, 2)
 
         # What it has left does not keep the next one from being made.
         self._kill_compute_within(
-            libvirt_utils, 'snapshot_sheepdog_disk', server, 'createImage',
+            'take a snapshot', server, 'createImage',
             {'name': 'snapshot'})
         self._recover(server, 3)
         image_id = self.create_image(server)
@@ -121,11 +116,11 @@ class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
         self._delete_server(other)
 
         self._kill_compute_within(
-            libvirt_guest.Guest, 'launch', server, 'rescue',
+            'launch a guest', server, 'rescue',
             {'rescue_image_ref': self.upload_image()})
         self._recover(server, 4)
         self._kill_compute_within(
-            libvirt_utils, 'clone_sheepdog_vdi', server, 'createImage',
+            'clone a snapshot', server, 'createImage',
             {'name': 'snapshot'})
         self.assertEqual(
             {'disk', 'disk@nova-snapshot', 'disk.rescue', 'scratch'},
@@ -137,7 +132,7 @@ class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
         server = self.boot(self.upload_image())
         flavor = self.make_flavor(disk=2)
         self._kill_compute_within(
-            libvirt_utils, 'snapshot_sheepdog_disk', server, 'resize',
+            'take a snapshot', server, 'resize',
             {'flavorRef': flavor})
         self.wait_for_boot(server, 2)
         self._recover(server, 3)
@@ -146,7 +141,7 @@ class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
         self.wait_for_boot(server, 4)
         # Now the disk is gone, and its snapshot is all there is.
         self._kill_compute_within(
-            libvirt_utils, 'delete_sheepdog_vdi', server, 'revertResize',
+            'remove a VDI', server, 'revertResize',
             None)
         self.wait_for_boot(server, 4)
         self._recover(server, 5)
@@ -164,14 +159,14 @@ class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
         vdis = self.vdis(server)
         rebuild = server, 'rebuild', {'imageRef': image_id}
         self._kill_compute_within(
-            imagebackend.Sheepdog, 'delete_disks', *rebuild)
+            'delete all disks', *rebuild)
         server = self._wait_until_in_error(server)
         self.assertEqual({}, self.vdis(server))
         self._assert_no_disk_to_boot(server)
 
         # The last disk is the config drive.
         self._kill_compute_within(
-            libvirt_utils, 'copy_with_qemu_img', *rebuild)
+            'copy data', *rebuild)
         self.assertEqual({'disk', 'disk.eph0', 'scratch'},
                          set(self.vdis(server)))
         self._reset_state(server, 'error')
@@ -189,17 +184,17 @@ class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
         server = self.boot(self.upload_image())
         shelve = server, 'shelve', None
         self._kill_compute_within(
-            libvirt_utils, 'copy_with_qemu_img', *shelve)
+            'copy data', *shelve)
         self.wait_for_boot(server, 2)
         self._reset_state(server)
         # This is the upload.
         self._kill_compute_within(
-            glance.API, 'update', *shelve, replacement=self._do_nothing)
+            'upload an image', *shelve, replacement=self._do_nothing)
         self.wait_for_boot(server, 3)
         self._reset_state(server)
         # This comes when the image is there, and all that has the data.
         self._kill_compute_within(
-            imagebackend.Sheepdog, 'delete_disks', *shelve)
+            'delete all disks', *shelve)
         self.assertEqual({}, self.vdis(server))
         self._reset_state(server, 'error')
         self._assert_no_disk_to_boot(server)
@@ -208,21 +203,21 @@ class SheepdogHostLifeTestCase(sheepdog_base.SheepdogTestCase):
         self.act(server, 'shelve', None, 'SHELVED_OFFLOADED')
         image_id = self._shelved_image()
         self._kill_compute_within(
-            libvirt_utils, 'clone_sheepdog_vdi', server, 'unshelve', None,
+            'clone a snapshot', server, 'unshelve', None,
             replacement=self._do_nothing)
         server = self._wait_until_in_error(server)
         self.assertEqual({}, self.vdis(server))
         self._rebuild(server, image_id, 5)
         self.act(server, 'shelve', None, 'SHELVED_OFFLOADED')
         self._kill_compute_within(
-            libvirt_guest.Guest, 'launch', server, 'unshelve', None,
+            'launch a guest', server, 'unshelve', None,
             replacement=self._do_nothing)
         server = self._wait_until_in_error(server)
         self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
         self.wait_for_boot(server, 6)
 
         self._kill_compute_within(
-            libvirt_utils, 'copy_with_qemu_img', *shelve)
+            'copy data', *shelve)
         self.assertEqual({'disk', 'scratch'}, set(self.vdis(server)))
         self._delete_server(server)
         self.assert_nothing_left(server)

@@ -25,8 +25,8 @@ from nova.compute import power_state
 from nova import context as nova_context
 from nova import objects
 from nova.tests.fixtures import migration_guest
-from nova.tests.functional.libvirt import sheepdog_base
-from nova.tests.functional.libvirt import sheepdog_hosts
+from nova.tests.functional.libvirt import sheepdog_testcase
+from nova.tests.functional.libvirt import sheepdog_two_hosts
 
 # libvirt's states of a domain, and its events
 RUNNING = 1
@@ -37,10 +37,10 @@ EVENT_RESUMED = 4
 
 def load_tests(loader, tests, _pattern):
     # On the native transport it is refused.
-    return loader.suiteClass() if sheepdog_base.IS_NATIVE else tests
+    return loader.suiteClass() if sheepdog_testcase.IS_NATIVE else tests
 
 
-class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
+class SheepdogLiveMigrationTestCase(sheepdog_two_hosts.SheepdogHostsTestCase):
 
     # It is left out where the disks are on Sheepdog.
     OPTIONS = {'live_migration_permit_post_copy': True}
@@ -259,7 +259,7 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
             'reboot': {'type': 'HARD'}})
         server = self._wait_for_server_parameter(
             self.server, {'status': 'ERROR', 'OS-EXT-STS:task_state': None})
-        self.assertIn('two was interrupted, and that host has its guest',
+        self.assertIn('two was interrupted, and the guest may run there',
                       server['fault']['message'])
 
     def test_source_is_killed(self):
@@ -283,9 +283,12 @@ class SheepdogLiveMigrationTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         self.two.control.pause(self.server['id'])
         self.compare_disk()
         self.two.control.remove(self.server['id'])
+        # The other host notes that it is gone.
+        self.wait_until(lambda: 'state' not in self.all_vdis(
+            self.server))
         self.act(self.server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
         self.assert_guest_is(RUNNING, self.one)
         self._delete_server(self.server)
-        self.assertEqual(['two'], list(self.leftovers(self.server)['targets']))
+        self.assertEqual([], list(self.leftovers(self.server)['targets']))
         self.two.control.run_image_cache_pass()
         self.assert_nothing_left(self.server)

@@ -19,43 +19,43 @@ some test beds its daemon as well, and nothing else.
 
 from concurrent import futures
 import configparser
-import functools
 from multiprocessing import managers
 import os
 import subprocess
 from unittest import mock
 
 import fixtures
-from oslo_concurrency import processutils
+from oslo_config import fixture as config_fixture
 from oslo_rootwrap import client
 from oslo_rootwrap import wrapper
 from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
+import nova.conf
 from nova import exception
-from nova import objects
+from nova.tests.functional.libvirt import sheepdog_backend as backend
 from nova.virt.libvirt import blockinfo
-from nova.virt.libvirt import imagebackend
-from nova.virt.libvirt import sheepdog_base
-from nova.virt.libvirt.storage import rootwrap
-from nova.virt.libvirt.storage import tgt
-from nova.virt.libvirt import utils as libvirt_utils
 
 ROOTWRAP_CONF = '/etc/nova/rootwrap.conf'
 VDI = uuids.instance + '_disk'
 BASE = uuids.image + '_base.' + 'a' * 32
 LEASE = uuids.image + '_lease.0'
 TAG = 'nova-snapshot'
-IQN = libvirt_utils.SHEEPDOG_IQN + uuids.instance + '.disk'
+IQN = backend.get_iqn(VDI)
+# Of a target that is Nova's
+TID = '1000000000'
+# No sheep is there: what a test has root run must not reach a cluster, should
+# the filters let it pass.
+HOST, PORT = '127.0.0.1', '1'
 # What stands before a command, and between a dog's subcommand and a VDI.
-RUN = ('env', 'LC_ALL=C', 'PATH=' + libvirt_utils.ROOT_PATH,
+RUN = ('env', 'LC_ALL=C', 'PATH=' + backend.ROOT_PATH,
        'timeout', '--kill-after=5', '60')
-GATEWAY = ('-a', '127.0.0.1', '-p', '7000')
+GATEWAY = ('-a', HOST, '-p', PORT)
 DOG = RUN + ('dog',)
 TARGET = RUN + ('tgtadm', '--lld', 'iscsi', '--mode', 'target', '--op')
 UNIT = RUN + ('tgtadm', '--lld', 'iscsi', '--mode', 'logicalunit', '--op')
-NEW_UNIT = UNIT + ('new', '--tid', '1', '--lun', '1')
-UPDATE_UNIT = UNIT + ('update', '--tid', '1', '--lun', '1', '--params')
+NEW_UNIT = UNIT + ('new', '--tid', TID, '--lun', '1')
+UPDATE_UNIT = UNIT + ('update', '--tid', TID, '--lun', '1', '--params')
 
 NEAR_MISSES = [
     # the same words without what goes around them, or with other surroundings
@@ -167,11 +167,11 @@ NEAR_MISSES = [
      uuids.instance + '_scratch', '0'),
     (*DOG, 'vdi', 'resize', *GATEWAY, VDI, '1G'),
     (*DOG, 'vdi', 'getattr', *GATEWAY, VDI, 'other'),
-    *((*DOG, 'vdi', 'delete', '-a', host, '-p', '7000', VDI) for host in (
+    *((*DOG, 'vdi', 'delete', '-a', host, '-p', PORT, VDI) for host in (
         'example.org', '::1', 'localhost.example.org', '127.0.0.1\n', '',
         '-p', '127.0.0.1;id')),
     *((*DOG, 'vdi', 'delete', '-a', '127.0.0.1', '-p', port, VDI)
-      for port in ('sheep', '', '-1', '7000\n', '7000 -s')),
+      for port in ('sheep', '', '-1', '1\n', '1 -s')),
 
     # what Nova does not do with tgtd
     (*RUN, 'tgtadm', '--lld', 'iscsi', '--mode', 'system', '--op', 'delete'),
@@ -185,42 +185,43 @@ NEAR_MISSES = [
     (*RUN, 'tgtadm', '--lld', 'iscsi', '--mode', 'portal', '--op', 'new',
      '--param', 'portal=0.0.0.0:3260'),
     (*RUN, 'tgt-admin', '--delete', 'ALL'),
-    (*TARGET, 'delete', '--tid', '1'),
+    (*TARGET, 'delete', '--tid', TID),
     (*TARGET, 'delete', '--force', '--tid', 'ALL'),
+    (*TARGET, 'delete', '--force', '--tid', '1'),
     (*TARGET, 'delete', '--force', '--tid', '-1'),
-    (*TARGET, 'unbind', '--tid', '1', '-I', '127.0.0.1'),
-    (*TARGET, 'update', '--tid', '1', '--name', 'HeaderDigest', '-v', 'None'),
-    (*TARGET, 'bind', '--tid', '1', '-I', 'ALL'),
-    (*TARGET, 'bind', '--tid', '1', '-Q', 'iqn.2014-06.org.example:host'),
-    *((*TARGET, 'new', '--tid', '1', '-T', iqn) for iqn in (
+    (*TARGET, 'unbind', '--tid', TID, '-I', '127.0.0.1'),
+    (*TARGET, 'update', '--tid', TID, '--name', 'HeaderDigest', '-v', 'None'),
+    (*TARGET, 'bind', '--tid', TID, '-I', 'ALL'),
+    (*TARGET, 'bind', '--tid', TID, '-Q', 'iqn.2014-06.org.example:host'),
+    *((*TARGET, 'new', '--tid', TID, '-T', iqn) for iqn in (
         'iqn.2014-06.org.example:' + uuids.instance + '.disk',
-        libvirt_utils.SHEEPDOG_IQN + 'disk',
-        libvirt_utils.SHEEPDOG_IQN + uuids.instance,
-        libvirt_utils.SHEEPDOG_IQN + uuids.instance + '.scratch',
-        libvirt_utils.SHEEPDOG_IQN + BASE.replace('_', '.'),
+        backend.IQN + 'disk',
+        backend.IQN + uuids.instance,
+        backend.IQN + uuids.instance + '.scratch',
+        backend.IQN + BASE.replace('_', '.'),
         'iqn,2014-06' + IQN[len('iqn.2014-06'):], IQN + '\n', IQN + '.other')),
-    (*UNIT, 'delete', '--tid', '1', '--lun', '1'),
-    (*UNIT, 'new', '--tid', '1', '--lun', '2', '--bstype', 'sheepdog', '-b',
-     'tcp:127.0.0.1:7000:' + VDI),
+    (*UNIT, 'delete', '--tid', TID, '--lun', '1'),
+    (*UNIT, 'new', '--tid', TID, '--lun', '2', '--bstype', 'sheepdog', '-b',
+     'tcp:127.0.0.1:1:' + VDI),
     *((*NEW_UNIT, '--bstype', kind, '-b', '/etc/shadow') for kind in (
         'rdwr', 'aio', 'sg', 'sheepdog')),
     (*NEW_UNIT, '-b', '/etc/shadow'),
-    (*NEW_UNIT, '--bstype', 'rdwr', '-b', 'tcp:127.0.0.1:7000:' + VDI),
+    (*NEW_UNIT, '--bstype', 'rdwr', '-b', 'tcp:127.0.0.1:1:' + VDI),
     *((*NEW_UNIT, '--bstype', 'sheepdog', '-b', path) for path in (
-        'tcp:127.0.0.1:7000:volume', 'unix:/run/sheep.sock:' + VDI,
-        'tcp:127.0.0.1:7000:%s:%s' % (VDI, TAG), 'tcp:example.org:7000:' + VDI,
-        'tcp:127.0.0.1::' + VDI, 'tcp:127.0.0.1:7000:' + VDI + '\n')),
+        'tcp:127.0.0.1:1:volume', 'unix:/run/sheep.sock:' + VDI,
+        'tcp:127.0.0.1:1:%s:%s' % (VDI, TAG), 'tcp:example.org:1:' + VDI,
+        'tcp:127.0.0.1::' + VDI, 'tcp:127.0.0.1:1:' + VDI + '\n')),
     (*NEW_UNIT, '--bstype', 'sheepdog', '--bsopts', 'x', '-b',
-     'tcp:127.0.0.1:7000:' + VDI),
+     'tcp:127.0.0.1:1:' + VDI),
     *((*UPDATE_UNIT, parameters) for parameters in (
         'path=/etc/shadow', 'online=0', 'readonly=0', 'scsi_id=' + 'a' * 32,
         'scsi_id=%s,scsi_sn=%s,path=/etc/shadow' % ('a' * 32, 'a' * 32),
         'scsi_id=%s,scsi_sn=%s\n' % ('a' * 32, 'a' * 32),
         'scsi_id=%s;scsi_sn=%s' % ('a' * 32, 'a' * 32),
-        'online=0,path=/etc/shadow', 'online=0,path=tcp:127.0.0.1:7000:volume',
-        'path=tcp:127.0.0.1:7000:' + VDI,
-        'online=1,path=tcp:127.0.0.1:7000:' + VDI,
-        'online=0,path=tcp:127.0.0.1:7000:%s,readonly=0' % VDI,
+        'online=0,path=/etc/shadow', 'online=0,path=tcp:127.0.0.1:1:volume',
+        'path=tcp:127.0.0.1:1:' + VDI,
+        'online=1,path=tcp:127.0.0.1:1:' + VDI,
+        'online=0,path=tcp:127.0.0.1:1:%s,readonly=0' % VDI,
         'online=0,path=unix:/run/sheep.sock:' + VDI)),
 ]
 
@@ -228,89 +229,17 @@ NEAR_MISSES = [
 class RootwrapTest(testtools.TestCase):
     """The filters allow what the backend does, and nothing that is close."""
 
+    def setUp(self):
+        super().setUp()
+        self.useFixture(config_fixture.Config(nova.conf.CONF)).config(
+            group='libvirt', images_sheepdog_host=HOST,
+            images_sheepdog_port=int(PORT))
+        # tgtd does what it is asked for where rootwrap allows that.
+        self.addCleanup(backend.remove_targets)
+
     def _calls_of_the_backend(self, names):
-        """Have the backend do all that it can, and see what it would run.
-
-        :param names: names of the disks it shall do it to
-        :returns: the commands that it gave to rootwrap, each once
-        """
-        calls = {}
-        answers = {
-            'cluster info': 'Cluster store: plain with 2 redundancy policy',
-            'node list': '0 127.0.0.1:7000 128 0',
-            'node md': '127.0.0.1:7000 0 3000000000 0 3000000000 0% /sheep',
-            'vdi read': '1 1',
-            'object map': 'Index       VID\n00000000   6d2d91\n',
-            'vdi list': ''.join(
-                'c %s 0 1 0 0 1 1 1  22\n' % vdi for vdi in (
-                    BASE, BASE.replace('base', 'import'))),
-            'system --op': 'Backing stores:\n    sheepdog',
-        }
-
-        def execute(*command, title=None, **kwargs):
-            if title:
-                calls[command] = None
-            words = ' '.join(command)
-            if 'vdi getattr' in words and not there:
-                raise processutils.ProcessExecutionError(
-                    stderr='VDI not found', exit_code=5)
-            if 'vdi clone' in words and '-s nova-base' in words and (
-                    '_base.' in command[-2] and not is_imported):
-                raise processutils.ProcessExecutionError(
-                    stderr='No VDI found', exit_code=1)
-            if '--mode target --op show' in words:
-                return targets, ''
-            return next((answer for part, answer in answers.items()
-                         if part in words), ''), ''
-
-        there = is_imported = False
-        instance = objects.Instance(uuid=uuids.instance)
-
-        def fill(vdi):
-            nonlocal is_imported
-            is_imported = True
-            libvirt_utils.create_sheepdog_vdi(vdi, 1024)
-            imagebackend.Sheepdog._copy_in(path, vdi)
-            return 1024
-
-        path = self.useFixture(fixtures.TempDir()).join('disk')
-        with open(path, 'w') as disk:
-            disk.truncate(1024)
-        with mock.patch.object(processutils, 'execute', execute), \
-                mock.patch.object(rootwrap, 'execute', execute), \
-                mock.patch.object(libvirt_utils, 'SHEEPDOG_SPACES', {}), \
-                mock.patch.object(libvirt_utils, '_run_qemu_img',
-                                  return_value='{"virtual-size": 1024}'), \
-                mock.patch.object(sheepdog_base, 'get_directory',
-                                  return_value=os.path.dirname(path)), \
-                mock.patch.object(imagebackend.disk, 'get_disk_size',
-                                  return_value=1024):
-            libvirt_utils.get_sheepdog_capacity()
-            tgt.check()
-            for name in names:
-                targets = ''
-                there = True
-                image = imagebackend.Sheepdog(instance, name)
-                image.exists()
-                image.import_file(instance, path, name)
-                image.resize_image(2048)
-                image.snapshot_extract(path, 'raw')
-                iqn = libvirt_utils.get_sheepdog_iqn(image.vdi)
-                tgt.export({iqn: image.vdi})
-                targets = 'Target 1: %s\n' % iqn
-                tgt.reload({iqn: image.vdi})
-                imagebackend.Sheepdog.unexport_disks(instance)
-                base = sheepdog_base.Base.of_template(image.vdi)
-                is_imported = False
-                base.provide(functools.partial(base.clone, image.vdi, 1024),
-                             fill)
-                base.make_of_snapshot(image.scratch, TAG, 1024, lambda: True)
-            sheepdog_base.delete_unused()
-            imagebackend.Sheepdog.snapshot_disks(instance, names)
-            imagebackend.Sheepdog.roll_back_disks(instance, names)
-            there = False
-            imagebackend.Sheepdog.delete_disks(instance, names)
-        return list(calls)
+        return backend.list_root_commands(
+            names, self.useFixture(fixtures.TempDir()).path)
 
     def _run(self, command):
         """Run a command as nova-compute has root run it.
@@ -372,19 +301,14 @@ class RootwrapTest(testtools.TestCase):
 
     def test_runner(self):
         """What the backend gets is the same with the daemon and without."""
-        self.addCleanup(rootwrap.start)
-        rootwrap.start()
-        # Another test may have asked a cluster at this address.
-        with mock.patch.object(rootwrap.LOG, 'info') as info, \
-                mock.patch.object(libvirt_utils, 'SHEEPDOG_SPACES', {}):
-            self.assertRaisesRegex(
-                exception.SheepdogError, 'images_sheepdog_host',
-                libvirt_utils.get_sheepdog_capacity)
-            error = self.assertRaises(
-                processutils.ProcessExecutionError, rootwrap.execute, 'id',
-                title='id')
-            self.assertEqual(99, error.exit_code)
-            self.assertIn('Unauthorized command: id', error.stderr)
+        self.addCleanup(backend.start_runner)
+        backend.start_runner()
+        with mock.patch.object(backend.RUNNER_LOG, 'info') as info:
+            self.assertRaises(
+                exception.SheepdogUnreachable, backend.get_redundancy)
+            self.assertIn('rootwrap does not allow it',
+                          backend.explain_refusal(
+                              lambda: backend.run_as_root('id')))
         if os.environ['TESTBED_ROOTWRAP_DAEMON']:
             info.assert_not_called()
         else:

@@ -21,12 +21,12 @@ from oslo_utils import units
 
 from nova import context
 from nova import exception
-from nova.tests.functional.libvirt import sheepdog_base
+from nova.tests.functional.libvirt import sheepdog_backend as backend
+from nova.tests.functional.libvirt import sheepdog_testcase
 from nova.virt.libvirt import host as libvirt_host
-from nova.virt.libvirt import utils as libvirt_utils
 
 
-class SheepdogSnapshotsTestCase(sheepdog_base.SheepdogTestCase):
+class SheepdogSnapshotsTestCase(sheepdog_testcase.SheepdogTestCase):
 
     def setUp(self):
         super().setUp()
@@ -42,17 +42,15 @@ class SheepdogSnapshotsTestCase(sheepdog_base.SheepdogTestCase):
 
         :returns: the id of the image
         """
-        copy = libvirt_utils.copy_with_qemu_img
         reached = threading.Event()
         go_on = threading.Event()
 
-        def wait_and_copy(*args, **kwargs):
+        def wait_and_copy(copy, *args, **kwargs):
             reached.set()
             go_on.wait()
             return copy(*args, **kwargs)
 
-        with mock.patch.object(
-                libvirt_utils, 'copy_with_qemu_img', wait_and_copy):
+        with backend.replace_step('copy data', wait_and_copy):
             image_id = self._post_image(server)
             self.wait_until(reached.is_set)
         try:
@@ -113,7 +111,7 @@ class SheepdogSnapshotsTestCase(sheepdog_base.SheepdogTestCase):
         self._assert_only_the_disk(server)
         # No more is read than the one object that there is.
         clients = self.sheepdog.stats()['clients']
-        self.assertLessEqual(clients[sheepdog_base.CLIENT]['bytes_read'],
+        self.assertLessEqual(clients[sheepdog_testcase.CLIENT]['bytes_read'],
                              1.02 * 4 * units.Mi)
         self._delete_server(server)
         self.assert_nothing_left(server)

@@ -19,10 +19,10 @@ from oslo_utils import units
 
 from nova.tests import fixtures as nova_fixtures
 from nova.tests.fixtures import boot_sector
-from nova.tests.functional.libvirt import sheepdog_base
+from nova.tests.functional.libvirt import sheepdog_testcase
 
 
-class SheepdogVolumesTestCase(sheepdog_base.SheepdogTestCase):
+class SheepdogVolumesTestCase(sheepdog_testcase.SheepdogTestCase):
 
     def setUp(self):
         super().setUp()

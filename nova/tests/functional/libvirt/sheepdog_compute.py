@@ -22,7 +22,6 @@ import nova.cmd.compute  # isort: skip
 import contextlib
 import io
 import os
-import pkgutil
 import sys
 import threading
 import time
@@ -39,13 +38,10 @@ from nova.network import neutron
 import nova.privsep
 from nova.scheduler.client import report
 from nova import service
+from nova.tests.functional.libvirt import sheepdog_backend as backend
 from nova.tests.functional.libvirt import sheepdog_bridge
 from nova.virt.libvirt import driver as libvirt_driver
-from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
-from nova.virt.libvirt import sheepdog_migration
-from nova.virt.libvirt.storage import tgt
-from nova.virt.libvirt import utils as libvirt_utils
 
 CONF = nova.conf.CONF
 
@@ -141,7 +137,7 @@ class Control:
         self.driver.manage_image_cache(nova_context.get_admin_context(), [])
 
     def targets(self):
-        return sorted(tgt._get_targets())
+        return backend.list_targets()
 
     def files(self, uuid):
         """Return the paths of an instance's files."""
@@ -175,76 +171,65 @@ class Control:
         Nova is before.
         """
         self._domain(uuid).suspend()
-        get_flags = sheepdog_migration.get_flags
 
-        def resume_and_get_flags(flags):
+        def resume_and_get_flags(get_flags, flags):
             patcher.stop()
             self._domain(uuid).resume()
             return get_flags(flags)
 
-        patcher = mock.patch.object(
-            sheepdog_migration, 'get_flags', resume_and_get_flags)
+        patcher = backend.replace_step(
+            'choose the flags of a migration', resume_and_get_flags)
         patcher.start()
 
     def lose_next_targets(self):
         """Have no target of the next guest that comes."""
-        prepare = sheepdog_migration.prepare_destination
-
-        def prepare_and_lose(*args):
+        def prepare_and_lose(prepare, *args):
             patcher.stop()
             prepare(*args)
             self.lose_targets()
 
-        patcher = mock.patch.object(
-            sheepdog_migration, 'prepare_destination', prepare_and_lose)
+        patcher = backend.replace_step(
+            'prepare a live migration', prepare_and_lose)
         patcher.start()
 
-    @staticmethod
-    def lose_targets():
+    def lose_targets(self):
         """Have no target, as if tgtd had been restarted."""
-        tgt.unexport(libvirt_utils.SHEEPDOG_IQN)
+        backend.lose_targets(self.driver)
 
     def set_option(self, name, value, group):
         CONF.set_override(name, value, group)
 
     def leave_out_the_reload(self):
         """Show what happens without what is tested."""
-        mock.patch.object(tgt, 'reload').start()
+        backend.replace_step(
+            'reload a VDI', lambda reload, *args: None).start()
 
     def fail_to_reload(self):
         """Have the cluster away for tgtd's reload, until the process ends."""
-        mock.patch.object(tgt, 'reload', side_effect=exception.TgtError(
-            command='tgtadm', reason='left out')).start()
+        def fail(reload, *args):
+            raise exception.TgtError(reason='left out')
+
+        backend.replace_step('reload a VDI', fail).start()
 
     def fail_to_launch(self, path):
         """Have QEMU not start, if it is the first time on all hosts.
 
         :param path: of a file that tells them
         """
-        launch = libvirt_guest.Guest.launch
-
-        def fail_or_launch(guest, *args, **kwargs):
+        def fail_or_launch(launch, *args, **kwargs):
             with contextlib.suppress(FileExistsError), open(path, 'x'):
                 raise exception.NovaException('QEMU does not start here')
-            return launch(guest, *args, **kwargs)
+            return launch(*args, **kwargs)
 
-        mock.patch.object(
-            libvirt_guest.Guest, 'launch', fail_or_launch).start()
+        backend.replace_step('launch a guest', fail_or_launch).start()
 
-    def exit_after(self, owner, name):
-        """Have the process end when it has called a function.
-
-        :param owner: of the function, such as 'nova.x.y:Class'
-        :param name: of the function
-        """
-        owner = pkgutil.resolve_name(owner)
-        function = getattr(owner, name)
-
-        def run_and_exit(*args, **kwargs):
+    def exit_after(self, step):
+        """Have the process end after a step, one of backend.STEPS."""
+        def run_and_exit(function, *args, **kwargs):
             function(*args, **kwargs)
             self.exit()
 
-        mock.patch.object(owner, name, run_and_exit).start()
+        backend.replace_step(step, run_and_exit).start()
 
 
 def patch(remote, control):

@@ -13,7 +13,7 @@
 """A whole Nova on two hosts, each with libvirtd and tgtd of its own.
 
 The API, scheduler, conductor and placement run in the process of the test, and
-the nova-compute of each host in a process on that host, see sheepdog_host.
+the nova-compute of each host in a process on that host, see sheepdog_compute.
 """
 
 import collections
@@ -29,8 +29,8 @@ from testtools import content
 import nova.conf
 from nova import context as nova_context
 from nova.objects import host_mapping
-from nova.tests.functional.libvirt import sheepdog_base
 from nova.tests.functional.libvirt import sheepdog_bridge
+from nova.tests.functional.libvirt import sheepdog_testcase
 
 CONF = nova.conf.CONF
 # How many lines of a host's log a test that failed shows
@@ -45,7 +45,7 @@ class ComputeHost:
     :param directory: for its files
     :param test_path: of the socket of the test's process, for its cell
     :param cluster: its sheepdog.Cluster
-    :ivar control: its sheepdog_host.Control
+    :ivar control: its sheepdog_compute.Control
     """
 
     def __init__(self, testbed, name, directory, test_path, cluster):
@@ -66,7 +66,7 @@ class ComputeHost:
             os.unlink(self._path)
         self._testbed.ask(
             'run', self.name, sys.executable, '-m',
-            'nova.tests.functional.libvirt.sheepdog_host', self._test_path,
+            'nova.tests.functional.libvirt.sheepdog_compute', self._test_path,
             self._path, self.configuration)
 
     def wait_until_ready(self, wait_until):
@@ -109,7 +109,7 @@ class ComputeHost:
             self._waiting.append((target, context, message, wait, timeout))
 
 
-class SheepdogHostsTestCase(sheepdog_base.SheepdogTestCase):
+class SheepdogHostsTestCase(sheepdog_testcase.SheepdogTestCase):
     """Two compute hosts, 'one' and 'two'.
 
     :ivar hosts: dict of the ComputeHosts by name
@@ -149,7 +149,7 @@ class SheepdogHostsTestCase(sheepdog_base.SheepdogTestCase):
                                  send_there)
         self.addCleanup(self.testbed.ask, 'hosts')
         self.testbed.ask('hosts', *(
-            '%s=%d' % (name, self.clusters[cell].port)
+            '%s=%s' % (name, ','.join(self.clusters[cell].sheep()))
             for name, cell in self.CELLS.items()))
         self.addOnException(self._show_logs)
         for number, (name, cell) in enumerate(self.CELLS.items(), 1):
@@ -210,7 +210,8 @@ class SheepdogHostsTestCase(sheepdog_base.SheepdogTestCase):
             'glance': {'api_servers': 'http://localhost:9292'},
             'libvirt': dict({
                 'cpu_mode': 'none',
-                'images_sheepdog_host': '127.0.0.1',
+                'images_sheepdog_host': cluster.host,
+                'images_sheepdog_max_calls': 2,
                 'images_sheepdog_port': cluster.port,
                 'images_sheepdog_portal': '127.0.0.1:%d' % (3259 + number),
                 'images_type': 'sheepdog',
@@ -260,7 +261,7 @@ class SheepdogHostsTestCase(sheepdog_base.SheepdogTestCase):
     def leftovers(self, server):
         return {
             'VDIs': dict(collections.ChainMap(*(
-                self.vdis(server, cluster)
+                self.all_vdis(server, cluster)
                 for cluster in self.clusters.values()))),
             'targets': {
                 name: names for name, names in (

@@ -21,10 +21,10 @@ import fixtures
 from oslo_utils import units
 
 from nova.policies import servers as policies
-from nova.tests.functional.libvirt import sheepdog_hosts
+from nova.tests.functional.libvirt import sheepdog_two_hosts
 
 
-class SheepdogMoveTestCase(sheepdog_hosts.SheepdogHostsTestCase):
+class SheepdogMoveTestCase(sheepdog_two_hosts.SheepdogHostsTestCase):
 
     def service_of(self, host):
         """Return the id of a host's nova-compute."""
@@ -115,8 +115,7 @@ class SheepdogMoveTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         one, two = self.hosts.values()
         server = self.boot(self.upload_image('qcow2'), host='one')
 
-        one.control.exit_after('nova.virt.libvirt.driver:LibvirtDriver',
-                               'migrate_disk_and_power_off')
+        one.control.exit_after('migrate and power off')
         self.api.post_server_action(server['id'], {'migrate': None})
         self.wait_until(one.is_dead)
         self.assertIn('disk@nova-resize', self.vdis(server))
@@ -129,8 +128,7 @@ class SheepdogMoveTestCase(sheepdog_hosts.SheepdogHostsTestCase):
 
         self.act(server, 'migrate', None, 'VERIFY_RESIZE')
         self.wait_for_boot(server, 3)
-        one.control.exit_after('nova.virt.libvirt.utils',
-                               'delete_sheepdog_vdi')
+        one.control.exit_after('remove a VDI')
         self.api.post_server_action(server['id'], {'revertResize': None})
         self.wait_until(one.is_dead)
         self.assertEqual({'disk@nova-resize': units.Gi}, self.vdis(server))
@@ -150,9 +148,8 @@ class SheepdogMoveTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         one.control.lose_targets()
         one.kill()
         self.api.put_service(self.service_of(one), {'forced_down': True})
-        for function in (('nova.virt.libvirt.storage.tgt', 'export'),
-                         ('nova.virt.libvirt.guest:Guest', 'launch')):
-            two.control.exit_after(*function)
+        for step in 'export a VDI', 'launch a guest':
+            two.control.exit_after(step)
             self.api.post_server_action(server['id'], {'evacuate': {}})
             self.wait_until(two.is_dead)
             self.start_computes(two)
@@ -173,7 +170,7 @@ class SheepdogMoveTestCase(sheepdog_hosts.SheepdogHostsTestCase):
         self.assert_nothing_left(server)
 
 
-class SheepdogCellsTestCase(sheepdog_hosts.SheepdogHostsTestCase):
+class SheepdogCellsTestCase(sheepdog_two_hosts.SheepdogHostsTestCase):
 
     NUMBER_OF_CELLS = 2
     CELLS = {'one': 'cell1', 'two': 'cell2'}

@@ -27,35 +27,33 @@ import fixtures
 from lxml import etree
 from oslo_concurrency import lockutils
 from oslo_concurrency import processutils
+from oslo_messaging.rpc import dispatcher as rpc_dispatcher
 from oslo_utils.fixture import uuidsentinel as uuids
 from oslo_utils import importutils
 from oslo_utils import units
-import tenacity
 from testtools import content
 
+from nova.compute import manager
 import nova.conf
+from nova import service as nova_service
 from nova.tests.fixtures import boot_sector
 from nova.tests.fixtures import keeping_glance
 from nova.tests.fixtures import real_libvirt
 from nova.tests.fixtures import sheepdog
 from nova.tests.functional.api import client
 from nova.tests.functional import integrated_helpers
-from nova.virt.libvirt import config as vconfig
+from nova.tests.functional.libvirt import sheepdog_backend as backend
 from nova.virt.libvirt import host as libvirt_host
-from nova.virt.libvirt import imagebackend
-from nova.virt.libvirt import sheepdog_base as image_bases
-from nova.virt.libvirt import sheepdog_migration
-from nova.virt.libvirt import utils as libvirt_utils
 
-# Newer releases keep the identity of a host in a file.
+# Newer releases keep the identity of a host in a file, and some the pools of
+# threads of a process in one place.
 node = importutils.try_import('nova.virt.node')
+thread_pool_factory = importutils.try_import('nova.thread_pool_factory')
 
 CONF = nova.conf.CONF
-# Seconds that a guest, a server or a daemon may take for anything.
-LIMIT = 240
-# Whether the QEMU of this host has a Sheepdog driver, which is then used, and
-# what the cluster calls who reaches VDIs: that driver does not name itself.
-IS_NATIVE = not imagebackend.Sheepdog._find_lack('sheepdog', ())
+LIMIT = sheepdog.waiting.LIMIT
+IS_NATIVE = backend.IS_NATIVE
+# What the cluster calls who reaches VDIs: QEMU's driver does not name itself.
 CLIENT = 'other' if IS_NATIVE else 'tgt'
 
 
@@ -85,12 +83,47 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         # eventlet has made the output of this process non-blocking, and
         # subunit loses what does not fit into the pipe of its reader.
         self.addCleanup(os.set_blocking, 1, True)
+        if thread_pool_factory and thread_pool_factory.FACTORY._shutdown:
+            self.fail('An earlier test has shut down the thread pools of this '
+                      'process')
         self.real_libvirt = self.useFixture(real_libvirt.RealLibvirtFixture())
         self.testbed = self.real_libvirt.testbed
         self.useFixture(fixtures.MonkeyPatch(
             'nova.tests.fixtures.GlanceFixture',
             keeping_glance.GlanceFixture))
+        self._wait_for_shutdowns()
         super().setUp()
+
+    def _wait_for_shutdowns(self):
+        """Have the stop of a nova-compute return when it has stopped.
+
+        Nova 34 lets a thread do it, and in its tests does not wait for that.
+        What the thread does last is to shut down all thread pools of the
+        process for good, which the fixture of its tests keeps it from only as
+        long as the test lasts: every later test would fail.
+        """
+        name = '_run_manager_graceful_shutdown'
+        if not hasattr(nova_service.Service, name):
+            return
+        run = getattr(nova_service.Service, name)
+
+        def run_and_wait(service):
+            ended = threading.Event()
+            shut_down = service.manager.graceful_shutdown
+
+            def shut_down_and_tell(timeout):
+                try:
+                    shut_down(timeout)
+                finally:
+                    ended.set()
+
+            with mock.patch.object(service.manager, 'graceful_shutdown',
+                                   shut_down_and_tell):
+                run(service)
+                self.wait_until(ended.is_set)
+
+        self.useFixture(fixtures.MockPatchObject(
+            nova_service.Service, name, run_and_wait))
 
     def start_cluster(self):
         """Return the sheepdog.Cluster to use."""
@@ -107,9 +140,8 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         # The base class calls this when the defaults of Nova's tests are
         # set and no service has read them yet.
         self.addCleanup(self.real_libvirt.disconnect)
-        self.addCleanup(imagebackend.Sheepdog.stop_keeping_exports)
-        self.addCleanup(sheepdog_migration.stop_receiving)
         self.sheepdog = self.start_cluster()
+        self._note_threads()
         state_path = self.useFixture(fixtures.TempDir()).path
         self.instances_path = os.path.join(state_path, 'instances')
         self.snapshots_directory = os.path.join(state_path, 'snapshots')
@@ -129,6 +161,9 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
             cpu_mode='none',
             images_sheepdog_host=self.sheepdog.host,
             images_sheepdog_port=self.sheepdog.port,
+            # Each worker has a daemon of rootwrap, which takes half a second
+            # to start.
+            images_sheepdog_max_calls=2,
             images_sheepdog_portal=self.testbed.portal,
             images_type=self.IMAGES_TYPE,
             snapshots_directory=self.snapshots_directory,
@@ -138,6 +173,34 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         self.flags(group='wsgi', api_paste_config=os.path.join(
             sys.prefix, 'etc/nova/api-paste.ini'))
         super()._setup_services()
+
+    def _note_threads(self):
+        """Have the test end when the threads of the backend have ended.
+
+        They would go on with the options and the cluster of the next test.
+        """
+        threads = []
+        start = threading.Thread.start
+
+        def note_and_start(thread):
+            target = getattr(thread, '_target', None)
+            if getattr(target, '__module__', '').startswith(
+                    backend.PACKAGE):
+                threads.append(thread)
+            start(thread)
+
+        def wait_for_end():
+            for thread in threads:
+                try:
+                    self.wait_until(
+                        lambda thread=thread: not thread.is_alive())
+                except TimeoutError:
+                    self.fail('%s goes on after nova-compute has stopped' %
+                              thread)
+
+        self.addCleanup(wait_for_end)
+        self.useFixture(fixtures.MockPatchObject(
+            threading.Thread, 'start', note_and_start))
 
     def _setup_compute_service(self):
         return self.start_service('compute', host='compute')
@@ -156,30 +219,71 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         self.compute = self.restart_compute_service(
             self.compute, keep_hypervisor_state=False)
 
-    def kill_compute_within(self, owner, name, replacement, act):
+    def kill_compute_within(self, step, act, replacement=None):
         """Do something, kill nova-compute on the way, and start it again.
 
-        :param owner: where the function is that it dies in, such as a module
-        :param name: name of that function
-        :param replacement: what runs in its place; when it returns,
-            nova-compute dies
+        :param step: one of backend.STEPS, after which it dies
         :param act: function that asks Nova for something
-        :returns: what that returned
+        :param replacement: what runs in place of the step, called with the
+            function and its arguments
+        :returns: what act returned
         """
         killed = threading.Event()
-        never = threading.Event()
+        end = threading.Event()
+        dead = []
 
-        def run_and_die(*args, **kwargs):
-            replacement(*args, **kwargs)
+        def run_and_die(function, *args, **kwargs):
+            if replacement:
+                replacement(function, *args, **kwargs)
+            else:
+                function(*args, **kwargs)
+            dead.extend(find_frames())
             killed.set()
             # What is dead does not go on, and no handler runs either, before
             # the end of the test.
-            never.wait()
+            end.wait()
             raise ComputeKilled()
 
-        self.addCleanup(never.set)
-        with mock.patch.object(owner, name, run_and_die), mock.patch.object(
-                image_bases._Lease, '_keep', lambda lease: None):
+        def find_frames():
+            """Return the frames of nova-compute in this thread.
+
+            A worker of a pool has none; the call that waits for it has.
+            """
+            frame = sys._getframe()
+            while frame:
+                if frame.f_globals is vars(manager):
+                    yield frame
+                frame = frame.f_back
+
+        def dispatch(dispatcher, incoming):
+            dispatched.append(incoming)
+            try:
+                return receive(dispatcher, incoming)
+            finally:
+                dispatched.remove(incoming)
+
+        def has_ended(frame):
+            try:
+                # It cannot be done as long as the frame is executed.
+                frame.clear()
+            except RuntimeError:
+                return False
+            return True
+
+        def bury():
+            # They must not meet the next test.
+            end.set()
+            for frame in dead:
+                self.wait_until(has_ended, frame)
+            self.wait_until(lambda: not dispatched)
+
+        receive = rpc_dispatcher.RPCDispatcher.dispatch
+        dispatched = []
+        self.useFixture(fixtures.MockPatchObject(
+            rpc_dispatcher.RPCDispatcher, 'dispatch', dispatch))
+        self.addCleanup(bury)
+        with backend.replace_step(step, run_and_die), (
+                backend.let_leases_run_out()):
             result = act()
             self.wait_until(killed.is_set)
         # Another process has locks of its own.
@@ -192,7 +296,8 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
             if getattr(self.compute, name, None):
                 self.useFixture(fixtures.MockPatchObject(
                     getattr(self.compute, name), 'wait'))
-        self.restart_compute()
+        with backend.let_leases_run_out():
+            self.restart_compute()
         return result
 
     def start_other_compute(self):
@@ -220,18 +325,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         """Have whoever runs this test print something that was measured."""
         self.addDetail('told', content.text_content(words))
 
-    @staticmethod
-    def wait_until(condition, *args, **kwargs):
-        """Wait until a function returns something true.
-
-        :returns: what it returned
-        :raises: tenacity.RetryError after LIMIT seconds
-        """
-        return tenacity.Retrying(
-            stop=tenacity.stop_after_delay(LIMIT),
-            wait=tenacity.wait_fixed(0.2),
-            retry=tenacity.retry_if_result(lambda result: not result))(
-                condition, *args, **kwargs)
+    wait_until = staticmethod(sheepdog.waiting.wait_until)
 
     # Nova's own waits are for fakes, and give up after some seconds.
 
@@ -357,7 +451,9 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
             image.truncate(32 * units.Mi)
         processutils.execute('mkfs.ext4', '-q', path)
         return self.upload_file(
-            path, 'raw', os_command_line='console=ttyS0 quiet',
+            # It panics at its look at the timer where QEMU is kept waiting.
+            path, 'raw',
+            os_command_line='console=ttyS0 quiet no_timer_check',
             kernel_id=self.upload_file(os.path.join(parts, 'kernel'), 'aki'),
             ramdisk_id=self.upload_file(
                 os.path.join(parts, 'ramdisk'), 'ari'), **properties)
@@ -429,7 +525,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         try:
             return self.wait_until(
                 lambda: re.search(pattern, self.console(server)))
-        except tenacity.RetryError:
+        except TimeoutError:
             self.fail('The console does not say %r but %r' % (
                 pattern, self.console(server)))
 
@@ -455,12 +551,17 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
             connection.lookupByUUIDString(server['id']).XMLDesc(0))
 
     def vdis(self, server, cluster=None):
-        """Return the VDIs of a server and their snapshots.
+        """Return the disks of a server and their snapshots.
 
         :param cluster: another sheepdog.Cluster than the test's only one
         :returns: dict of name, with '@' and the tag for a snapshot, to size
             in bytes
         """
+        return {name: size for name, size in
+                self.all_vdis(server, cluster).items() if name != 'state'}
+
+    def all_vdis(self, server, cluster=None):
+        """Return what vdis() does, and the record of the server as well."""
         cluster = cluster or self.sheepdog
         status, out, err = cluster.run('vdi', 'list', '-r')
         self.assertEqual((0, b''), (status, err))
@@ -493,7 +594,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         leases, which go last.
         """
         return {name for name in self.bases() if '_import.' in name}.union(
-            name for name in os.listdir(image_bases.get_directory())
+            name for name in os.listdir(backend.get_import_directory())
             if '_lease.' not in name)
 
     def targets(self, server):
@@ -507,9 +608,9 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         :param disks: names of its disks, such as 'disk'
         """
         expected = {
-            libvirt_utils.get_sheepdog_iqn('%s_%s' % (server['id'], disk))
+            backend.get_iqn('%s_%s' % (server['id'], disk))
             for disk in disks}
-        if imagebackend.Sheepdog.get_transport() == 'native':
+        if backend.get_transport(self.compute.driver) == 'native':
             expected = set()
         self.assertEqual(expected, set(self.targets(server)))
 
@@ -521,9 +622,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         """
         disks = []
         for element in self.guest_xml(server).findall('devices/disk'):
-            disk = vconfig.LibvirtConfigGuestDisk()
-            disk.parse_dom(element)
-            vdi = libvirt_utils.get_sheepdog_vdi_of_disk(disk)
+            vdi = backend.get_vdi_of_disk(element)
             if vdi:
                 disks.append((element.get('device'), vdi.partition('_')[2]))
         return disks
@@ -539,7 +638,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
     def leftovers(self, server):
         """Return all that a server has on the cluster and on the host."""
         return {
-            'VDIs': self.vdis(server),
+            'VDIs': self.all_vdis(server),
             'targets': self.targets(server),
             'files': self.files(server),
             'guests': [uuid for uuid in
