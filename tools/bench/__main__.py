@@ -148,6 +148,7 @@ def measure(name, venv, options):
             host, _colon, port = gateway.rpartition(':')
             environment.update({prefix + '_HOST': host,
                                 prefix + '_PORT': port})
+            command += ['--sheepdog', gateway]
     if options.sheepdog:
         command += ['--dog', options.dog]
         environment['SHEEPDOG_DOG'] = str(options.dog)

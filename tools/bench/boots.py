@@ -20,9 +20,7 @@ import shutil
 import figures
 import host as bench_host
 from nova.virt.libvirt import imagebackend
-from nova.virt.libvirt import imagecache
-from nova.virt.libvirt import sheepdog_base
-from nova.virt.libvirt.storage import tgt
+from nova.virt.libvirt.sheepdog import images as sheepdog_images
 from nova.virt.libvirt import utils as libvirt_utils
 import tell
 import turns
@@ -52,7 +50,8 @@ def measure_boot():
         def bare():
             vdi = '%s_disk' % host.make_instance().uuid
             yield
-            libvirt_utils.clone_sheepdog_vdi(base.vdi, sheepdog_base.TAG, vdi)
+            libvirt_utils.clone_sheepdog_vdi(
+                base.vdi, sheepdog_images.TAG, vdi)
             libvirt_utils.resize_sheepdog_vdi(vdi, bench_host.DISK_SIZE)
             yield
             libvirt_utils.delete_sheepdog_vdi(vdi)
@@ -62,9 +61,9 @@ def measure_boot():
             iqn = libvirt_utils.get_sheepdog_iqn(disk.vdi)
             yield
             host.boot(disk, image_id)
-            tgt.export({iqn: disk.vdi})
+            host.sheepdog.targets.export({iqn: disk.vdi})
             yield
-            tgt.unexport(iqn)
+            host.sheepdog.targets.unexport(iqn)
             libvirt_utils.delete_sheepdog_vdi(disk.vdi)
 
         contenders = {'boot': functools.partial(host.booting, image_id),
@@ -99,16 +98,15 @@ def measure_backends():
             yield from host.booting(image_id)
 
         def import_again():
-            # Without the id of an image it is not taken for one that has a
-            # base.
             host.use_instances('local')
             disk = imagebackend.Sheepdog(host.make_instance(), 'disk')
+            # It has no base yet.
+            new_id = host.add_image(path, 'raw')
             yield
-            disk.cache(fetch_func=bench_host.link(path),
-                       filename=imagecache.get_cache_fname(image_id),
-                       size=bench_host.DISK_SIZE)
+            host.boot(disk, new_id, fetch=bench_host.link(path))
             yield
             libvirt_utils.delete_sheepdog_vdi(disk.vdi)
+            host.get_base(new_id).drop()
 
         samples = turns.measure({
             'Sheepdog': clone,

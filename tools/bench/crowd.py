@@ -19,6 +19,7 @@ from unittest import mock
 
 import host as bench_host
 from nova.virt.libvirt import imagebackend
+from nova.virt.libvirt.sheepdog import transfer
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import units
 import tell
@@ -43,7 +44,7 @@ def boot_many(host, image_id):
     :returns: their VDIs, and how many imports there were
     """
     imports = []
-    copy = libvirt_utils.copy_with_qemu_img
+    copy = transfer.convert
 
     def note_and_copy(*args, **kwargs):
         imports.append(args)
@@ -54,8 +55,7 @@ def boot_many(host, image_id):
         host.boot(disk, image_id)
         return disk.vdi
 
-    with mock.patch.object(libvirt_utils, 'copy_with_qemu_img',
-                           note_and_copy), (
+    with mock.patch.object(transfer, 'convert', note_and_copy), (
             concurrent.futures.ThreadPoolExecutor(BOOTS)) as pool:
         vdis = [future.result() for future in [
             pool.submit(boot) for _number in range(BOOTS)]]

@@ -19,13 +19,14 @@ import socket
 import figures
 import host as bench_host
 from nova.virt.libvirt import imagebackend
+from nova.virt.libvirt.sheepdog import images as sheepdog_images
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_utils import units
 from oslo_utils import uuidutils
 import tell
 import turns
 
-import protocol  # isort: skip
+from sheepdog_simulator import protocol  # isort: skip
 
 # How often each action is measured
 ROUNDS = {'boot': 60, 'delete': 30, 'snapshot': 25}
@@ -100,10 +101,8 @@ def get_contenders(host, cluster, size, image_id):
     def delete():
         disk = boot_disk()
         yield
-        # those that an instance without ephemeral disks can have
-        disk.delete_disks(disk._instance, (
-            'disk', 'disk.local', 'disk.swap', 'disk.config', 'disk.rescue',
-            'disk.config.rescue'))
+        # an instance without ephemeral disks
+        host.sheepdog.delete_disks(disk._instance, {})
         yield
 
     def snapshot():
@@ -113,6 +112,7 @@ def get_contenders(host, cluster, size, image_id):
         disk.snapshot_extract(target, 'raw')
         yield
         os.unlink(target)
+        sheepdog_images.remove_scratch(disk._scratch)
         libvirt_utils.delete_sheepdog_vdi(disk.vdi)
 
     return {(action.__name__, size): action

@@ -18,7 +18,7 @@ import figures
 import host as bench_host
 import nova.conf
 from nova.virt.libvirt import imagebackend
-from nova.virt.libvirt.storage import tgt
+from nova.virt.libvirt.sheepdog import targets
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
 from oslo_utils import units
@@ -49,11 +49,8 @@ def measure_guest_io():
                 image.write(os.urandom(units.Mi))
         disk = imagebackend.Sheepdog(host.make_instance(), 'disk')
         # without a base, so that all of it is the VDI's own
-        disk.cache(fetch_func=bench_host.link(path), filename='image')
-        iqn = libvirt_utils.get_sheepdog_iqn(disk.vdi)
+        disk.import_file(None, path, None)
         urls = {
-            'iscsi': ('qemu-img', 'iscsi://%s/%s/%s' % (
-                CONF.libvirt.images_sheepdog_portal, iqn, tgt.LUN)),
             'native': (os.path.join(directory, 'qemu-img'),
                        'sheepdog:%s:%s:%s' % (
                            *libvirt_utils.get_sheepdog_gateway(), disk.vdi)),
@@ -77,10 +74,12 @@ def measure_guest_io():
             for kind in KINDS:
                 # Neither transport learns of what another client writes, so
                 # each opens it anew.
-                with tgt.exported(iqn, disk.vdi):
+                with host.sheepdog.targets.exported(disk.vdi) as iqn:
+                    urls['iscsi'] = 'qemu-img', 'iscsi://%s/%s/%s' % (
+                        CONF.libvirt.images_sheepdog_portal, iqn, targets.LUN)
                     samples = turns.measure(
                         {transport: run(transport, kind, size)
-                         for transport in urls}, ROUNDS,
+                         for transport in ('iscsi', 'native')}, ROUNDS,
                         '%ss of %d KiB' % (kind, size))
                 tell.result('guest-io-%s-%d' % (kind, size), figures.ratio(
                     samples, 'iscsi', 'native'), samples=samples)

@@ -31,8 +31,9 @@ from nova import objects
 import nova.privsep
 from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import imagecache
-from nova.virt.libvirt import sheepdog_base
-from nova.virt.libvirt.storage import rootwrap
+from nova.virt.libvirt.sheepdog import host as sheepdog_host
+from nova.virt.libvirt.sheepdog import images as sheepdog_images
+from nova.virt.libvirt.sheepdog import rootwrap
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
 from oslo_utils import units
@@ -104,6 +105,7 @@ class Images:
 class Host:
     """The disks of one nova-compute; a context.
 
+    :ivar sheepdog: what the driver holds, a sheepdog_host.SheepdogHost
     :ivar images: the Images
     :ivar directory: for files, and gone at the end
     :ivar calls: what root was asked to run, such as 'dog vdi clone'
@@ -143,10 +145,17 @@ class Host:
         self.use_instances('instances')
         self._stack.enter_context(mock.patch.object(
             glance, 'get_default_image_service', lambda: self.images))
-        rootwrap.start()
-        self._stack.callback(rootwrap.stop)
+        # No server that waits for an image is deleted meanwhile.
         self._stack.enter_context(mock.patch.object(
-            rootwrap, 'execute', self._note_and_execute))
+            objects.Instance, 'get_by_uuid', lambda context, uuid:
+            objects.Instance(uuid=uuid, task_state=None)))
+        self.sheepdog = sheepdog_host.SheepdogHost(None)
+        self._stack.callback(self.sheepdog.stop)
+        for owner, name, replacement in (
+                (imagebackend.Sheepdog, 'host', self.sheepdog),
+                (rootwrap, 'execute', self._note_and_execute)):
+            self._stack.enter_context(
+                mock.patch.object(owner, name, replacement))
         return self
 
     def __exit__(self, *exc_info):
@@ -155,12 +164,11 @@ class Host:
         finally:
             self._stack.close()
 
-    def _note_and_execute(self, *command, title, **kwargs):
-        words = title.split()
+    def _note_and_execute(self, *command, **kwargs):
         self.calls.append(' '.join(
-            words[:3] if words[0] == 'dog' else
-            [words[0], words[4], words[6]]))
-        return rootwrap._runner.execute(*command, title=title, **kwargs)
+            command[:3] if command[0] == 'dog' else
+            [command[0], command[4], command[6]]))
+        return rootwrap.get_runner().execute(*command, **kwargs)
 
     def _delete_all(self):
         if not is_cluster_real() or not self._ids:
@@ -213,14 +221,15 @@ class Host:
         :param size: size of the disk in bytes
         :param fetch: function that brings the image as a raw file
         """
-        disk.cache(fetch_func=fetch, context=self.context,
-                   filename=imagecache.get_cache_fname(image_id),
-                   image_id=image_id, size=size, trusted_certs=None)
+        with mock.patch.object(libvirt_utils, 'fetch_image', fetch):
+            disk.cache(fetch_func=fetch, context=self.context,
+                       filename=imagecache.get_cache_fname(image_id),
+                       image_id=image_id, size=size, trusted_certs=None)
 
     def get_base(self, image_id):
-        """:returns: the sheepdog_base.Base of an image"""
-        return sheepdog_base.Base.of_image(
-            self.images.show(None, image_id))
+        """:returns: the sheepdog_images.ImageBase of an image"""
+        return sheepdog_images.ImageBase(
+            self.sheepdog.images, self.context, image_id)
 
     def count_calls(self, function):
         """:returns: what root was asked to run by a function, in order"""
@@ -243,7 +252,10 @@ def link(path):
     :param path: of the raw file
     :returns: a function, see Host.boot()
     """
-    return lambda target, **kwargs: os.link(path, target)
+    def fetch(context, target, image_id, trusted_certs=None):
+        os.link(path, target)
+
+    return fetch
 
 
 def write_image(path, size=IMAGE_SIZE, data=IMAGE_DATA, piece=4 * units.Mi):
@@ -278,7 +290,7 @@ def use_native_transport():
     """
     if 'BENCH_QEMU' not in os.environ:
         return False
-    CONF.set_override('images_sheepdog_transport', 'native', 'libvirt')
+    imagebackend.Sheepdog.host.targets.transport = 'native'
     os.environ['PATH'] = os.pathsep.join(
         (os.environ['BENCH_QEMU'], os.environ['PATH']))
     return True

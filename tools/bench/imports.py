@@ -22,11 +22,10 @@ import host as bench_host
 import meter
 import nova.conf
 from nova.virt.libvirt import imagebackend
-from nova.virt.libvirt.storage import tgt
+from nova.virt.libvirt.sheepdog import targets
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
 from oslo_utils import units
-from oslo_utils import uuidutils
 import tell
 import turns
 
@@ -71,15 +70,13 @@ def convert(host, path):
     vdi = '%s_scratch' % instance.uuid
     yield
     libvirt_utils.create_sheepdog_vdi(vdi, os.path.getsize(path))
-    if imagebackend.Sheepdog.get_transport() == 'native':
+    if host.sheepdog.targets.transport == 'native':
         processutils.execute(*CONVERT, path, 'sheepdog:%s:%s:%s' % (
             *libvirt_utils.get_sheepdog_gateway(), vdi))
     else:
-        iqn = '%s.%s' % (libvirt_utils.get_sheepdog_iqn(vdi),
-                         uuidutils.generate_uuid(dashed=False))
-        with tgt.exported(iqn, vdi):
+        with host.sheepdog.targets.exported(vdi) as iqn:
             processutils.execute(*CONVERT, path, 'iscsi://%s/%s/%s' % (
-                CONF.libvirt.images_sheepdog_portal, iqn, tgt.LUN))
+                CONF.libvirt.images_sheepdog_portal, iqn, targets.LUN))
     yield
     libvirt_utils.delete_sheepdog_vdi(vdi)
 
@@ -144,7 +141,7 @@ def measure_memory():
         os.unlink(path)
         disk = imagebackend.Sheepdog(host.make_instance(), 'disk')
         # What an import needs once and for all is there before.
-        libvirt_utils.get_sheepdog_capacity()
+        libvirt_utils.get_sheepdog_space()
         with open('/proc/self/clear_refs', 'w') as peak:
             peak.write('5')
         before = get_memory('VmRSS')

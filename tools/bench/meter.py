@@ -16,13 +16,13 @@ It stands between them and a gateway, so it counts the same on a simulated
 cluster and on a real one.
 """
 
-import random
 import socket
 import threading
 
 import paths  # noqa: F401
 
-import protocol  # isort: skip
+from sheepdog_simulator import protocol  # isort: skip
+import waiting  # isort: skip
 
 
 class Meter:
@@ -40,20 +40,10 @@ class Meter:
         """:param gateway: its address and port"""
         self._gateway = gateway
         self._lock = threading.Lock()
-        self._listener = self._listen()
+        self._listener = waiting.listen()
         self.port = self._listener.getsockname()[1]
         self.reset()
         threading.Thread(target=self._accept, daemon=True).start()
-
-    @classmethod
-    def _listen(cls):
-        # tgtd reads four digits of a port.
-        for port in random.sample(range(5000, 9990), 100):
-            try:
-                return socket.create_server((cls.host, port), backlog=128)
-            except OSError:
-                continue
-        raise OSError('no free port found between 5000 and 9990')
 
     def reset(self):
         with self._lock:

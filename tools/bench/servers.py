@@ -13,7 +13,7 @@
 """createImage of a server that runs, through the whole of Nova."""
 
 # It patches what is imported after it, as Nova's tests want it.
-from nova.tests.functional.libvirt import sheepdog_base  # isort: skip
+from nova.tests.functional.libvirt import sheepdog_testcase  # isort: skip
 
 import contextlib
 import logging
@@ -31,7 +31,7 @@ import tell
 DATA = 64 * units.Mi
 
 
-class Server(sheepdog_base.SheepdogTestCase):
+class Server(sheepdog_testcase.SheepdogTestCase):
     """Measures it: a test case, for the fixtures of Nova's functional tests.
     """
 
@@ -44,7 +44,7 @@ class Server(sheepdog_base.SheepdogTestCase):
         cluster = super().start_cluster()
         self.meter = meter.Meter((cluster.host, cluster.port))
         # the way that nova-compute takes
-        return self.useFixture(sheepdog_base.sheepdog.Cluster(
+        return self.useFixture(sheepdog_testcase.sheepdog.Cluster(
             cluster.dog, self.meter.host, self.meter.port))
 
     def runTest(self):
