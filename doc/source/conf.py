@@ -12,11 +12,17 @@
 
 import ast
 import pathlib
+import sys
 
 from docutils import nodes
+from docutils.parsers import rst
 
-TESTS = (pathlib.Path(__file__).resolve().parents[2] /
-         'nova/tests/functional/libvirt')
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TESTS = ROOT / 'nova/tests/functional/libvirt'
+
+sys.path.insert(0, str(ROOT / 'tools'))
+
+import sizes  # noqa: E402
 
 project = 'nova-sheepdog'
 copyright = 'the nova-sheepdog developers'
@@ -59,6 +65,15 @@ def functional_test(name, rawtext, text, lineno, inliner, options=None,
     return [nodes.literal(rawtext, '%s.%s' % (case, method))], []
 
 
+class Sizes(rst.Directive):
+    """The table of tools/sizes.py for this tree."""
+
+    def run(self):
+        table = sizes.table()
+        return [nodes.literal_block(table, table, language='none')]
+
+
 def setup(app):
+    app.add_directive('sizes', Sizes)
     app.add_role('test', functional_test)
     return {'parallel_read_safe': True}
