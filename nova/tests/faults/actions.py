@@ -65,6 +65,7 @@ class Server:
             id=1, uuid=uuidutils.generate_uuid(), host=worlds.HOSTS[0],
             vm_state=vm_states.BUILDING, task_state=None,
             image_ref=image_id, os_type=None, deleted=False,
+            system_metadata={},
             flavor=objects.Flavor(root_gb=1, ephemeral_gb=1, swap=64))
         world.instances[self.instance.uuid] = self.instance
         self.clock = 0
@@ -602,7 +603,7 @@ def cache_pass(world):
 ACTIONS = {
     'first-build': (None, build, (build_elsewhere, delete)),
     'build': (have_base, build, (build_elsewhere, delete)),
-    'delete': (have_server, delete, (delete,)),
+    'delete': (have_server, delete, (delete, hard_reboot)),
     'snapshot': (have_server, create_image, (create_image, hard_reboot)),
     'resize': (have_server, resize, (resize, hard_reboot, delete)),
     'migrate': (have_server, migrate, (migrate, hard_reboot, delete)),

@@ -281,13 +281,17 @@ class Kind:
     def __iter__(self):
         """Yield all of them."""
         calls = count_calls(self.action)
+        follow = actions.ACTIONS[self.action][2]
         for first in range(calls):
+            if len(self.ways) == 1:
+                for then in follow:
+                    yield self._case((first,), then)
+                continue
             # A failure makes for calls of its own.
-            for numbers in [(first,)] if len(self.ways) == 1 else [
-                    (first, second) for second in range(first + 1, calls +
-                                                        MORE_CALLS)]:
-                for then in actions.ACTIONS[self.action][2]:
-                    yield self._case(numbers, then)
+            for second in range(first + 1, calls + MORE_CALLS):
+                # One follows each pair, in turn: all would take a day.
+                yield self._case((first, second), follow[
+                    (first + second) % len(follow)])
 
     def choose(self, generator):
         """Return any of them.

@@ -430,6 +430,7 @@ class Stubs(fixtures.Fixture):
         patch(images.fileutils, 'delete_if_exists',
               _unless_dead(images.fileutils.delete_if_exists))
         patch(objects.Instance, 'get_by_uuid', _current('get_instance'))
+        patch(objects.Instance, 'save', lambda _instance: None)
         patch(objects.InstanceList, 'get_uuids_by_host', lambda *_args: [
             uuid for uuid, instance in World.current.instances.items()
             if instance.host == CONF.host])

@@ -20,17 +20,17 @@ failed weeks ago. So a resize is kept in a record, the VDI ``<uuid>_state``:
 * A reversal is noted there before its first destructive command. It is then
   finished as a whole, by whatever starts the guest next, or the guest does not
   start. Snapshots go when all disks are back and the record is deleted.
-* A deletion is noted before it begins. The guest does not start after one that
-  failed.
+* A deletion is noted before it begins, in Nova's database. The guest does not
+  start after one that failed.
 """
 
 from concurrent import futures
+import contextlib
 
 from oslo_log import log as logging
 from oslo_serialization import jsonutils
 
 from nova import block_device
-from nova.compute import task_states
 from nova.compute import vm_states
 from nova import context as nova_context
 from nova import exception
@@ -43,6 +43,8 @@ from nova.virt.libvirt import utils as libvirt_utils
 
 LOG = logging.getLogger(__name__)
 
+# In the system metadata of an instance while its disks are being deleted
+DELETING = 'sheepdog_deleting'
 RESIZE_TAG = libvirt_utils.RESIZE_SNAPSHOT_NAME
 # Commands for the disks of one server that run at once.
 PARALLEL = 8
@@ -54,7 +56,6 @@ class State:
     :ivar kept: names of the disks of which a resize keeps snapshots, None if
         none is under way
     :ivar reverting: whether they are being made again of these
-    :ivar deleting: whether the disks are being deleted
     :ivar rescued: names of the disks that a rescue has made
     :ivar arrival: what a live migration has noted, see migration.py
     """
@@ -84,7 +85,6 @@ class State:
             values = {}
         self.kept = values.get('kept')
         self.reverting = values.get('reverting', False)
-        self.deleting = values.get('deleting', False)
         self.rescued = values.get('rescued', [])
         self.arrival = values.get('arrival')
 
@@ -94,7 +94,7 @@ class State:
         :raises: exception.SheepdogError
         """
         values = {name: getattr(self, name) for name in
-                  ('kept', 'reverting', 'deleting', 'rescued', 'arrival')
+                  ('kept', 'reverting', 'rescued', 'arrival')
                   if getattr(self, name) or
                   name == 'kept' and self.kept is not None}
         if not values:
@@ -102,9 +102,10 @@ class State:
                 self.delete()
             return
         if not self.exists:
+            # It may be there even if dog fails.
+            self.exists = True
             libvirt_utils.create_sheepdog_vdi(
                 self._vdi, libvirt_utils.SHEEPDOG_SMALL)
-            self.exists = True
         libvirt_utils.write_sheepdog_record(
             self._vdi, jsonutils.dumps(values))
 
@@ -143,12 +144,12 @@ def prepare(instance):
     :param instance: the nova.objects.instance.Instance
     :raises: exception.DiskNotFound or exception.SheepdogError
     """
-    state = State(instance.uuid)
-    if state.deleting:
+    if DELETING in instance.system_metadata:
         raise exception.DiskNotFound(location=_(
             'a disk of the server, which was to be deleted and is empty for '
             'all one can tell; rebuild the server or delete it'))
-    elif state.reverting:
+    state = State(instance.uuid)
+    if state.reverting:
         Disks(instance).finish_reversal(state)
 
 
@@ -222,25 +223,18 @@ class Disks:
         :raises: exception.SheepdogError if something is left
         """
         state = State(self._instance.uuid, ignore_garbage=True)
-        is_noted = state.exists
-        state.kept, state.reverting = None, False
-        # Before the guest of a new one starts all disks are made anew, and
-        # that of one that goes for good need not start.
-        state.deleting = is_noted or self._instance.vm_state not in (
-            vm_states.BUILDING, vm_states.SHELVED_OFFLOADED) and (
-            self._instance.task_state != task_states.DELETING)
-        try:
-            state.save()
-        except exception.SheepdogError as e:
-            if is_noted or isinstance(e, exception.SheepdogUnreachable):
-                raise
-            # Deleting makes room in a cluster that is too full for a record.
-            LOG.warning('Deleting the disks without a note of that: %s', e,
-                        instance=self._instance)
+        # Before the guest of a new one starts all disks are made anew.
+        if not self._instance.deleted and self._instance.vm_state not in (
+                vm_states.BUILDING, vm_states.SHELVED_OFFLOADED):
+            self._instance.system_metadata[DELETING] = 'True'
+            with contextlib.suppress(exception.InstanceNotFound):
+                self._instance.save()
         self._for_each(self._delete,
                        [*self.names, *state.rescued, 'scratch'])
         if state.exists:
             state.delete()
+        # The driver saves it when the files are deleted as well.
+        self._instance.system_metadata.pop(DELETING, None)
 
     def delete_rescued(self):
         """Delete the disks that a rescue has made.

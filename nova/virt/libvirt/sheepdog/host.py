@@ -507,10 +507,10 @@ class SheepdogHost(Host):
                     context.elevated(read_deleted='yes'), uuid)
             except exception.InstanceNotFound:
                 continue
-            if instance.host == CONF.host:
-                continue
             if instance.deleted:
                 removable.append(instance)
+            elif instance.host == CONF.host:
+                continue
             elif instance.host and instance.task_state is None:
                 if uuid in exported:
                     LOG.info('Removing targets of an instance that is on '

@@ -16,7 +16,6 @@ import ddt
 from oslo_utils import units
 from oslo_utils import uuidutils
 
-from nova.compute import task_states
 from nova.compute import vm_states
 from nova import exception
 from nova import objects
@@ -41,6 +40,7 @@ class _DisksTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
     def setUp(self):
         super().setUp()
         self.start_model()
+        self.save = self.patch_object(objects.Instance, 'save')
         self.instance = self.disks = None
         self.make_server()
 
@@ -48,8 +48,8 @@ class _DisksTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
         """Make the objects of a server that has no disks yet."""
         self.instance = objects.Instance(
             id=1, uuid=uuidutils.generate_uuid(),
-            vm_state=vm_states.ACTIVE, task_state=None,
-            image_ref=uuidutils.generate_uuid())
+            vm_state=vm_states.ACTIVE, task_state=None, deleted=False,
+            system_metadata={}, image_ref=uuidutils.generate_uuid())
         self.disks = self.get_disks()
 
     def get_disks(self):
@@ -132,8 +132,8 @@ class DisksTestCase(_DisksTestCase):
 
     def test_delete(self):
         server, other = self.instance, objects.Instance(
-            id=2, uuid=uuidutils.generate_uuid(),
-            vm_state=vm_states.ACTIVE, task_state=None)
+            id=2, uuid=uuidutils.generate_uuid(), deleted=False,
+            vm_state=vm_states.ACTIVE, task_state=None, system_metadata={})
         for self.instance in server, other:
             self.create('disk', 'disk.swap', 'disk.rescue', 'scratch')
             for name, tag in (('disk', 'nova-snapshot'),
@@ -155,7 +155,7 @@ class DisksTestCase(_DisksTestCase):
         # One for each of the five snapshots, one for each of the five VDIs
         # and another that says that it has gone, and one for each of the
         # four disks that there are not.
-        self.assertEqual({'vdi read': 1, 'vdi write': 1, 'vdi delete': 19},
+        self.assertEqual({'vdi read': 1, 'vdi delete': 19},
                          self.sheepdog.stats()['calls'])
 
     def test_delete_of_disks_of_which_snapshots_are_left(self):
@@ -193,7 +193,7 @@ class DisksTestCase(_DisksTestCase):
             exception.SheepdogError, 'still there .* try again',
             self.disks.delete)
         # The others have gone all the same.
-        self.assertEqual({'disk', 'state'},
+        self.assertEqual({'disk'},
                          {name for name, _tag, _size in self.get_found()})
 
     @ddt.data('before', 'after')
@@ -228,32 +228,44 @@ class DisksTestCase(_DisksTestCase):
             exception.DiskNotFound, 'rebuild the server or delete it',
             disks.prepare, self.instance)
 
-    @ddt.data(vm_states.BUILDING, vm_states.SHELVED_OFFLOADED)
-    def test_new_disks_follow_disks_whose_delete_failed(self, vm_state):
-        self.instance.vm_state = vm_state
+    @ddt.data({'vm_state': vm_states.BUILDING},
+              {'vm_state': vm_states.SHELVED_OFFLOADED}, {'deleted': True})
+    def test_delete_that_no_start_follows(self, how):
+        for name, value in how.items():
+            setattr(self.instance, name, value)
         self.delete_half()
-        self.assertFalse(disks.State(self.instance.uuid).exists)
+        self.assertEqual({}, self.instance.system_metadata)
+        self.save.assert_not_called()
 
-    def test_delete_makes_room_in_a_full_cluster(self):
-        self.create('disk')
-        self.sheepdog.fault('error', subcommand='vdi create', result=0x15)
+    def test_guest_starts_on_what_follows_a_delete(self):
+        self.delete_half()
         self.disks.delete()
-        self.assertEqual(set(), self.get_found())
+        disks.prepare(self.instance)
 
-    def test_delete_for_good_takes_no_note(self):
-        """It is what users wait for, and no guest is to start after it."""
-        self.instance.task_state = task_states.DELETING
+    def test_delete_is_noted_before_it_begins(self):
         self.create('disk')
-        self.sheepdog.fault('hang', subcommand='vdi create', times=None)
-        self.disks.delete()
-        self.sheepdog.clear_faults()
-        self.assertEqual(set(), self.get_found())
-
-    def test_nothing_is_deleted_if_that_cannot_be_noted(self):
-        self.create('disk')
-        self.sheepdog.fault('hang', subcommand='vdi create')
-        self.assertRaises(exception.SheepdogUnreachable, self.disks.delete)
+        self.save.side_effect = exception.InvalidInput(reason='no database')
+        self.assertRaises(exception.InvalidInput, self.disks.delete)
         self.assertEqual(b'before', self.read('disk'))
+        self.assertEqual({'sheepdog_deleting': 'True'},
+                         self.instance.system_metadata)
+
+    def test_delete_of_what_the_database_has_no_more(self):
+        self.create('disk')
+        self.save.side_effect = exception.InstanceNotFound(
+            instance_id=self.instance.uuid)
+        self.disks.delete()
+        self.assertEqual(set(), self.get_found())
+
+    def test_record_that_was_made_although_dog_failed(self):
+        state = disks.State(self.instance.uuid)
+        state.kept = ['disk']
+        self.sheepdog.fault('reply', subcommand='vdi create', when='after',
+                            status=137)
+        self.assertRaises(exception.SheepdogError, state.save)
+        state.kept = None
+        state.save()
+        self.assertEqual(set(), self.get_found())
 
     def test_check_exist(self):
         self.create('disk')

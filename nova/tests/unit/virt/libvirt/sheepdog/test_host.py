@@ -114,6 +114,7 @@ class _HostTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
         self.patch_object(
             objects.BlockDeviceMappingList, 'get_by_instance_uuid',
             return_value=objects.BlockDeviceMappingList())
+        self.patch_object(objects.Instance, 'save')
         self.host = self.make_host()
         self.libvirt_host.get_guest.side_effect = (
             exception.InstanceNotFound(instance_id=uuids.instance))
@@ -592,6 +593,12 @@ class ImageCacheTestCase(_HostTestCase):
     def test_instance_whose_build_was_given_up(self):
         deleted = self._make_instance(deleted=True)
         self._make_instance(uuids.given_up)
+        self.assertEqual([deleted], self._manage())
+
+    def test_deleted_instance_of_which_something_is_left(self):
+        """tgtd could not be asked for its targets when it was deleted."""
+        deleted = self._make_instance(host='here', deleted=True,
+                                      has_target=True)
         self.assertEqual([deleted], self._manage())
 
     def test_instance_on_the_list_that_is_on_another_host(self):
