@@ -245,9 +245,9 @@ class LibvirtDriver:
     def _(self, instance, flavor):
         self._sheepdog.check_resize(instance, flavor)
 
-    @before('migrate_disk_and_power_off',
-            'disk_info = self._get_instance_disk_info('
-            'instance, block_device_info)')
+    @after('migrate_disk_and_power_off',
+           'disk_info = self._get_instance_disk_info('
+           'instance, block_device_info)')
     def _(self, context, instance, network_info, block_device_info):
         self._keep_sheepdog_disks(
             context, instance, network_info, block_device_info)

@@ -170,8 +170,12 @@ class Runner:
         :raises: CommandError, or what check raises
         """
         workers = self._urgent if urgent else self._workers
-        return workers.submit(self._run, command, timeout, data, check,
-                              time.monotonic()).result()
+        try:
+            call = workers.submit(self._run, command, timeout, data, check,
+                                  time.monotonic())
+        except RuntimeError:
+            raise CommandError(_('nova-compute is about to end'))
+        return call.result()
 
     def _run(self, command, timeout, data, check, asked):
         start = time.monotonic()

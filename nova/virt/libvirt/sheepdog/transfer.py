@@ -216,9 +216,14 @@ class Transfer:
         :raises: exception.SheepdogError or exception.TgtError
         """
         with self._reachable(vdi) as source:
-            size = jsonutils.loads(_run_qemu_img(
-                'info', '--output=json', '--image-opts',
-                source))['virtual-size']
+            out = _run_qemu_img(
+                'info', '--output=json', '--image-opts', source)
+            try:
+                size = jsonutils.loads(out)['virtual-size']
+            except (ValueError, KeyError, TypeError) as e:
+                raise exception.SheepdogError(reason=_(
+                    "cannot make out what 'qemu-img info' says of VDI "
+                    "%(vdi)s: %(error)s") % {'vdi': vdi, 'error': e})
             pieces = _get_pieces(vdi, size)
             progress = Progress('Copy of VDI %s' % vdi,
                                 sum(length for _start, length in pieces))

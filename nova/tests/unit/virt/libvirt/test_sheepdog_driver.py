@@ -588,8 +588,8 @@ class ColdMigrationTestCase(_DriverTestCase):
             [mock.call.check_resize(self.instance, self.flavor),
              mock.call.power_off(self.instance, 0, 0),
              mock.call.unplug_vifs(self.instance, []),
-             mock.call.keep_disks(self.instance, self.bdi),
-             mock.call._get_instance_disk_info(self.instance, self.bdi)],
+             mock.call._get_instance_disk_info(self.instance, self.bdi),
+             mock.call.keep_disks(self.instance, self.bdi)],
             self._get_calls())
 
     def test_refused_before_the_guest_is_off(self):

@@ -260,6 +260,8 @@ class RunnerTestCase(_RootwrapTestCase):
         self.assertEqual(2, len(self.get_daemons()))
         self.runner.stop()
         self.assert_ended(*self.get_daemons())
+        self.assertRaisesRegex(rootwrap.CommandError, 'about to end',
+                               self.execute, 'cat')
 
     @staticmethod
     def _count_sockets():

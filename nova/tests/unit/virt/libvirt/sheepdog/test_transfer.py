@@ -266,6 +266,16 @@ class CopyOutTestCase(_TransferTestCase):
             self.transfer.copy_out, SCRATCH, self.path, 'raw')
         self.assert_nothing_is_left()
 
+    @ddt.data('', 'x', '[]', '{}')
+    def test_size_that_cannot_be_made_out(self, out):
+        self.make_vdi(8 * units.Mi, 0)
+        self.record_qemu_img("""
+            [ "$1" != info ] || { echo '%s'; exit; }""" % out)
+        self.assertRaisesRegex(
+            exception.SheepdogError, "what 'qemu-img info' says of VDI ",
+            self.transfer.copy_out, SCRATCH, self.path, 'raw')
+        self.assert_nothing_is_left()
+
 
 class ConvertTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
 
