@@ -247,8 +247,10 @@ class SheepdogLiveMigrationTestCase(sheepdog_two_hosts.SheepdogHostsTestCase):
             'one': RUNNING})
         self._wait_for_server_parameter(
             self.server, {'OS-EXT-STS:task_state': None})
-        self.assertEqual({'one', 'two'},
-                         set(self.leftovers(self.server)['targets']))
+        # The other host sees that the guest is gone, and an image-cache pass
+        # removes its directory.
+        self.wait_until(lambda: list(
+            self.leftovers(self.server)['targets']) == ['one'])
         self.two.control.run_image_cache_pass()
         self.assert_only_at(self.server, self.one)
         self.migrate()
