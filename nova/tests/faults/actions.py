@@ -283,6 +283,8 @@ def hard_reboot(server):
     server.instance.task_state = task_states.REBOOT_STARTED_HARD
     server.backend.check_not_elsewhere(server.instance)
     server.destroy(disks=False)
+    if server.backend.may_lack_disks(server.instance, BLOCK_DEVICE_INFO):
+        server.create_image()
     server.start_guest()
     server.set_state(vm_states.ACTIVE)
 

@@ -178,6 +178,16 @@ class LibvirtDriver:
     def _(self, instance):
         self._sheepdog.check_not_elsewhere(instance)
 
+    # Else a server would be lost whose resize failed when it had deleted the
+    # swap, which holds nothing, and not yet made it in its new size.
+    @after('_hard_reboot',
+           'disk_info = blockinfo.get_disk_info(CONF.libvirt.virt_type,')
+    def _(self, context, instance, block_device_info, disk_info):
+        if self._sheepdog.may_lack_disks(instance, block_device_info):
+            self._create_image(
+                context, instance, disk_info['mapping'],
+                block_device_info=block_device_info, ignore_bdi_for_swap=True)
+
     @before('unpause', 'guest.resume()')
     def _(self, guest):
         self._sheepdog.receive(guest)

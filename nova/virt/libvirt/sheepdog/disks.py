@@ -294,14 +294,32 @@ class Disks:
             raise exception.DiskNotFound(location=_(
                 'the cluster of this host, which knows nothing of this resize '
                 'of server %s') % self._instance.uuid)
+        found = self._find_kept(kept)
+        self.delete_working([name for name in found
+                             if name not in kept and name != 'disk.config'])
+
+    def _find_kept(self, kept):
+        """Do what find() does, and see that what a resize keeps is there."""
         found = self.find()
         for name in kept:
             if name not in found and name != 'disk.swap':
                 raise exception.DiskNotFound(location=_(
                     'VDI %s, which the server had before its resize') %
                     self._get_vdi(name))
-        self.delete_working([name for name in found
-                             if name not in kept and name != 'disk.config'])
+        return found
+
+    def are_half_resized(self):
+        """Tell whether a resize is under way, which may have failed.
+
+        :returns: True if it may not have made all disks that it was to make;
+            those that the server had before are there
+        :raises: exception.DiskNotFound or exception.SheepdogError
+        """
+        state = State(self._instance.uuid)
+        if state.kept is None or state.reverting:
+            return False
+        self._find_kept(state.kept)
+        return True
 
     def delete_working(self, names):
         """Delete working VDIs, and leave their snapshots."""

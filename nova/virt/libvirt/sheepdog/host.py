@@ -103,6 +103,10 @@ class Host:
     def check_not_elsewhere(self, instance):
         """Refuse to start a guest that may run on another host."""
 
+    def may_lack_disks(self, instance, block_device_info):
+        """Tell whether a resize that failed may not have made all disks."""
+        return False
+
     def check_spawn(self, instance, created_disks):
         """Return whether a spawn that fails may delete the disks."""
         return created_disks
@@ -424,6 +428,11 @@ class SheepdogHost(Host):
         # Never delete the disks when an evacuation fails: only some of them
         # are new.
         return False
+
+    def may_lack_disks(self, instance, block_device_info):
+        """:raises: exception.DiskNotFound or exception.SheepdogError"""
+        return instance.vm_state == vm_states.ERROR and disks.Disks(
+            instance, block_device_info).are_half_resized()
 
     def has_left(self, instance):
         return (instance.host != CONF.host or

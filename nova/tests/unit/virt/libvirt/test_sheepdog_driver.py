@@ -233,6 +233,25 @@ class StartTestCase(_DriverTestCase):
                           self.instance, [], 'HARD')
         self._assert_order('check_not_elsewhere', 'destroy')
 
+    @ddt.data(True, False)
+    def test_hard_reboot_after_a_resize_that_failed(self, may_lack_disks):
+        self._patch(self.driver, '_get_all_assigned_mediated_devices',
+                    return_value={})
+        self._record(self.driver, 'destroy', '_create_image')
+        self._patch(blockinfo, 'get_disk_info',
+                    return_value={'mapping': {'disk': {}}})
+        self._record(self.driver, '_get_guest_xml', side_effect=Refused)
+        self.host.may_lack_disks.return_value = may_lack_disks
+        bdi = {'block_device_mapping': []}
+        self.assertRaises(Refused, self.driver.reboot, self.context,
+                          self.instance, [], 'HARD', block_device_info=bdi)
+        self.host.may_lack_disks.assert_called_once_with(self.instance, bdi)
+        # Its size is that of the flavor, and no other one is kept of a swap.
+        self.assertEqual(
+            [mock.call(self.context, self.instance, {'disk': {}},
+                       block_device_info=bdi, ignore_bdi_for_swap=True)] *
+            may_lack_disks, self.driver._create_image.mock_calls)
+
     def test_unpause(self):
         guest = self._patch(
             self.driver._host, 'get_guest').return_value

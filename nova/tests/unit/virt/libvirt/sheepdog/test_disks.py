@@ -464,6 +464,29 @@ class KeepTestCase(_DisksTestCase):
         libvirt_utils.delete_sheepdog_vdi(self.get_vdi('disk.swap'))
         self.disks.prepare_resized()
 
+    def test_half_resized(self):
+        self.assertFalse(self.disks.are_half_resized())
+        self.create(*NAMES)
+        self.disks.keep()
+        libvirt_utils.delete_sheepdog_vdi(self.get_vdi('disk.swap'))
+        # It may be in use by now.
+        self.create(ADDED)
+        self.assertTrue(self.disks.are_half_resized())
+        self.assertEqual(['disk', 'disk.config', 'disk.eph0', ADDED],
+                         self.disks.find())
+
+    def test_half_resized_and_a_disk_is_missing(self):
+        self.create(*NAMES)
+        self.disks.keep()
+        libvirt_utils.delete_sheepdog_vdi(self.get_vdi('disk.eph0'))
+        self.assertRaises(exception.DiskNotFound, self.disks.are_half_resized)
+
+    def test_reversal_makes_all_disks(self):
+        self.keep_and_resize()
+        self.sheepdog.fault('error', subcommand='vdi clone')
+        self.assertRaises(exception.SheepdogError, self.disks.restore)
+        self.assertFalse(self.disks.are_half_resized())
+
     def test_what_is_in_the_way_of_an_added_disk_goes(self):
         self.create(*NAMES)
         self.disks.keep()

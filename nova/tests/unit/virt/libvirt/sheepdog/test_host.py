@@ -69,6 +69,7 @@ class OtherBackendTestCase(test.NoDBTestCase):
             'is_clean': True,
             'keeps_all_disks': False,
             'manage_image_cache': [],
+            'may_lack_disks': False,
         }
         for name, method in inspect.getmembers(
                 self.host, inspect.ismethod):
@@ -489,6 +490,13 @@ class GuestTestCase(_HostTestCase):
         self.host.delete_disks(
             self.instance, {'ephemerals': [{'size': 1}, {'size': 1}]})
         self.assertEqual({'disk.eph2'}, self._names())
+
+    def test_disks_may_be_missing_after_a_failed_resize(self):
+        self._create('disk')
+        self.host.keep_disks(self.instance, {'ephemerals': []})
+        self.assertFalse(self.host.may_lack_disks(self.instance, {}))
+        self.instance.vm_state = 'error'
+        self.assertTrue(self.host.may_lack_disks(self.instance, {}))
 
     def test_delete_rescue_disks(self):
         names = ['disk.rescue', 'disk.swap.rescue']
