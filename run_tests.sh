@@ -14,8 +14,8 @@ usage() {
 Usage: ./run_tests.sh [--no-system] [--under-load] [SUITE...]
 
 Runs the test suites, by tox, and ends with a count of all tests. Without a
-SUITE it runs all but faults, and but functional-RELEASE of the releases
-between the oldest and the newest:
+SUITE it runs all but chaos and faults, and but functional-RELEASE of the
+releases between the oldest and the newest:
 
   pep8                ruff, and on the patched Nova its own hacking checks and
                       mypy as its gate runs it
@@ -27,7 +27,10 @@ between the oldest and the newest:
                       a real one is asked instead
   unit-RELEASE        our unit tests, in the patched Nova
   sample              server actions while calls of dog and tgtadm fail: some
-                      cases; "tox -e faults" runs all, for many hours
+                      cases, for 90 seconds
+  chaos               50 servers and 8 users for ten minutes, on two hosts,
+                      while processes are killed and calls fail; needs root
+  faults              all cases of sample, for two hours or so, and chaos
   functional-RELEASE  servers through Nova's API, with a real libvirtd, QEMU
                       and tgtd; needs root. A test that fails is run again:
                       if it passes then, it is reported as a flake, and the

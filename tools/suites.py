@@ -370,8 +370,8 @@ def upstream(suite):
             suite.counts.failed += sorted(set(counts.failed) - both)
 
 
-def beside_testbed(suite, counts, daemon, *arguments):
-    """Run functional tests beside a real libvirtd, QEMU and tgtd.
+def in_testbed(suite, daemon):
+    """Return the words that run a command beside libvirtd, QEMU and tgtd.
 
     :param daemon: whether sudo allows rootwrap's daemon
     """
@@ -380,11 +380,19 @@ def beside_testbed(suite, counts, daemon, *arguments):
     if sheep:
         options += ['--sheepdog', '%s:%d' % sheep[0], '--dog',
                     os.environ['SHEEPDOG_DOG']]
+    return [environment.PYTHON, ROOT / 'tools/testbed', '--venv', suite.venv,
+            *options, '--']
+
+
+def beside_testbed(suite, counts, daemon, *arguments):
+    """Run functional tests beside a real libvirtd, QEMU and tgtd.
+
+    :param daemon: as of in_testbed()
+    """
     suite.stestr(
         suite.packages, suite.packages / 'nova/tests/functional/libvirt',
-        arguments, time_limit=600, counts=counts, sheep=sheep,
-        through=[environment.PYTHON, ROOT / 'tools/testbed', '--venv',
-                 suite.venv, *options, '--'])
+        arguments, time_limit=600, counts=counts, sheep=suite.sheep,
+        through=in_testbed(suite, daemon))
 
 
 def functional(suite):
@@ -420,8 +428,8 @@ def functional(suite):
                 for name in sorted(set(tests) - set(again.failed))]
 
 
-def faults(suite, *options):
-    """Server actions while calls of dog and tgtadm go wrong: all cases."""
+def run_cases(suite, *options):
+    """Run nova.tests.faults, and count its cases."""
     with subprocess.Popen(
             [suite.venv / 'bin/python', '-m', 'nova.tests.faults', *options],
             cwd=suite.packages, env=dict(os.environ, **STESTR_ENVIRONMENT),
@@ -443,11 +451,42 @@ def faults(suite, *options):
 
 def sample(suite):
     """A part of the cases of faults, in a random order."""
-    faults(suite, '--seconds', '90')
+    run_cases(suite, '--seconds', '90')
+
+
+def chaos(suite, *options):
+    """Many servers with real guests, while all goes wrong that can."""
+    said = []
+    with network.start(
+            [*in_testbed(suite, True), suite.venv / 'bin/python', '-m',
+             'nova.tests.functional.libvirt.sheepdog_chaos', *options],
+            suite.sheep, cwd=suite.packages, stdin=subprocess.DEVNULL,
+            env=dict(os.environ, PYTHONWARNINGS='ignore'),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            universal_newlines=True) as process:
+        for line in process.stdout:
+            if line.startswith('chaos: '):
+                print(line, end='', flush=True)
+                suite.told.append(line.strip())
+            said.append(line)
+        process.wait()
+    # Of each line that tells how far it is, the last one will do.
+    del suite.told[1:-5]
+    if process.returncode:
+        suite.counts.failure('chaos', ''.join(said[-4 * LAST_LINES:]))
+    else:
+        suite.counts.success()
+
+
+def faults(suite):
+    """All cases of server actions while calls go wrong, and chaos."""
+    run_cases(suite)
+    chaos(suite)
 
 
 SUITES = {function.__name__: function for function in (
-    pep8, docs, graft, contract, unit, sample, faults, upstream, functional)}
+    pep8, docs, graft, contract, unit, sample, chaos, faults, upstream,
+    functional)}
 OF_A_RELEASE = ('unit', 'upstream', 'functional')
 WITHOUT_NOVA = ('docs',)
 
@@ -466,8 +505,8 @@ def default_names():
     """Return the names of the suites that run unless others are asked for."""
     releases = environment.usable_releases()
     too_old = set(environment.releases()) - set(releases)
-    # All cases take many hours; the sample is a part of them.
-    return [name for name in names() if name != 'faults' and
+    # They take hours; the sample is a part of them.
+    return [name for name in names() if name not in ('chaos', 'faults') and
             name.partition('-')[2] not in too_old and name not in (
                 'functional-' + release for release in releases[1:-1])]
 

@@ -98,10 +98,11 @@ class Host:
             raise RuntimeError('the daemons of host %s did not start' %
                                self.name)
 
-    def signal_guests(self, name):
-        """Send a signal to its QEMU processes.
+    def signal(self, name, program='qemu-system'):
+        """Send a signal to all processes of a program.
 
         :param name: of the signal, such as 'SIGSTOP'
+        :param program: what its name begins with
         """
         def namespace(pid):
             return os.readlink('/proc/%s/ns/pid' % pid)
@@ -110,7 +111,7 @@ class Host:
             # Any other process may have ended.
             with contextlib.suppress(OSError):
                 pid = path.parent.name
-                if path.read_text().startswith('qemu-system') and (
+                if path.read_text().startswith(program) and (
                         namespace(pid) == namespace(self.pid)):
                     os.kill(int(pid), signal.Signals[name])
 
@@ -186,11 +187,9 @@ def inside(control, name, address, portal, *sheep):
     socket.send_fds(control, [b'.'],
                     [listener.fileno() for listener in listeners])
     control.recv(1)
-    for daemon in (
-            ['libvirtd', '--listen', '--pid-file',
-             '/run/libvirt/libvirtd.pid'],
-            ['tgtd', '-f', '--iscsi', 'portal=' + portal]):
-        subprocess.Popen(daemon)
+    daemons = {subprocess.Popen(command).pid: command for command in (
+        ['libvirtd', '--listen', '--pid-file', '/run/libvirt/libvirtd.pid'],
+        ['tgtd', '-f', '--iscsi', 'portal=' + portal])}
     deadline = time.monotonic() + 60
     while not daemons_answer():
         if time.monotonic() > deadline:
@@ -200,9 +199,13 @@ def inside(control, name, address, portal, *sheep):
     while True:
         # libvirt takes a guest that nobody waits for to be running still.
         try:
-            os.wait()
+            pid, _status = os.wait()
         except ChildProcessError:
             return 1
+        command = daemons.pop(pid, None)
+        if command:
+            # as systemd does
+            daemons[subprocess.Popen(command).pid] = command
 
 
 if __name__ == '__main__':

@@ -300,7 +300,7 @@ def serve(controlled, user, environment):
                         make_hosts(*words[1:])
                         answer = 'ok'
                     elif words[0] == 'signal':
-                        made[words[1]].signal_guests(words[2])
+                        made[words[1]].signal(*words[2:])
                         answer = 'ok'
                     elif words[0] == 'run':
                         run_in_host(*words[1:])

@@ -98,6 +98,10 @@ def let_leases_run_out():
         yield
 
 
+# It tells which host runs image-cache passes, and is never given back.
+AGEING_LEASE = lease.get_name(images.AGEING, 0)
+
+
 def get_import_directory():
     """Return where files are while an image is imported on this host."""
     return lease.get_directory()

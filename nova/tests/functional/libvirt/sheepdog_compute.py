@@ -22,12 +22,14 @@ import nova.cmd.compute  # isort: skip
 import contextlib
 import io
 import os
+import re
 import sys
 import threading
 import time
 from unittest import mock
 
 from oslo_messaging._drivers import impl_fake
+from oslo_utils import uuidutils
 
 from nova.compute import manager
 import nova.conf
@@ -145,6 +147,19 @@ class Control:
                  for directory, directories, names in
                  os.walk(CONF.instances_path) for name in directories + names)
         return [path for path in paths if uuid in path]
+
+    def all_files(self):
+        """Return the names of what instances have, or an import."""
+        found = os.listdir(backend.get_import_directory())
+        return found + list(filter(uuidutils.is_uuid_like,
+                                   os.listdir(CONF.instances_path)))
+
+    def usage(self):
+        """Return what this process uses, memory in KiB."""
+        with open('/proc/self/status') as status:
+            memory = re.search(r'VmRSS:\s+(\d+)', status.read()).group(1)
+        return {'memory': int(memory), 'threads': threading.active_count(),
+                'descriptors': len(os.listdir('/proc/self/fd'))}
 
     def console(self, uuid):
         """Return what a guest has printed on this host."""
