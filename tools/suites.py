@@ -43,6 +43,7 @@ STESTR_ENVIRONMENT = {
     'LC_ALL': 'C.UTF-8',
     'OS_STDOUT_CAPTURE': '1',
     'OS_STDERR_CAPTURE': '1',
+    'PYTHONPATH': str(ROOT / 'tools/libyaml'),
     'PYTHONWARNINGS': 'ignore',
 }
 HACKING_CONFIGURATION = """\

@@ -1,0 +1,21 @@
+# Licensed under the Apache License, Version 2.0 (the "License"); you may
+# not use this file except in compliance with the License. You may obtain
+# a copy of the License at
+#
+#      http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+# WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+# License for the specific language governing permissions and limitations
+# under the License.
+
+"""Have PyYAML use libyaml in the processes of tests, by their PYTHONPATH.
+
+Each of Nova's tests has PyYAML read a policy of 200 rules first. Without
+libyaml this takes a third of the time of most tests.
+"""
+
+import yaml
+
+yaml.SafeLoader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
