@@ -21,14 +21,15 @@ from unittest import mock
 
 import fixtures
 from oslo_concurrency import processutils
-import tenacity
 
 from nova import exception
 from nova.tests.fixtures import sheepdog as sheepdog_fixture
+from nova.tests.fixtures.sheepdog import waiting
 from nova.tests.fixtures import tgtd as tgtd_fixture
 from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt.sheepdog import host as sheepdog_host
 from nova.virt.libvirt.sheepdog import rootwrap
+from nova.virt.libvirt.sheepdog import targets
 
 
 class Clock:
@@ -70,6 +71,27 @@ class ModelTransfer:
             raise exception.SheepdogError(reason=err)
 
 
+class ModelTgtd:
+    """A ModelFixture's tgtd, to be used like a TgtdFixture.
+
+    :param tgtd: the tgt.Tgtd
+    :param control_socket: path to have a file at, as long as it runs
+    """
+
+    def __init__(self, tgtd, control_socket):
+        self._tgtd = tgtd
+        self._control_socket = control_socket
+        self.start()
+
+    def start(self):
+        with open(self._control_socket, 'x'):
+            self._tgtd.start()
+
+    def stop(self):
+        self._tgtd.kill()
+        os.unlink(self._control_socket)
+
+
 class SheepdogTestMixin:
     """Runs the real helpers against the simulator of a Sheepdog cluster.
 
@@ -106,6 +128,9 @@ class SheepdogTestMixin:
 
         self.patch_object(processutils, 'execute', new=execute_in_model)
         self._configure()
+        path = self.useFixture(fixtures.TempDir()).join('control')
+        self.patch_object(targets, 'CONTROL_SOCKET', new=path)
+        self.tgtd = ModelTgtd(self.sheepdog.tgtd, path)
 
     def _configure(self):
         self.useFixture(fixtures.MonkeyPatch(
@@ -134,6 +159,8 @@ class SheepdogTestMixin:
         :param script: what it does
         :returns: path of the script
         """
+        self.assertNotIsInstance(
+            getattr(self, 'sheepdog', None), sheepdog_fixture.ModelFixture)
         directory = self.useFixture(fixtures.TempDir()).path
         path = os.path.join(directory, name)
         with open(path, 'w') as program:
@@ -152,9 +179,8 @@ class SheepdogTestMixin:
     def start_tgtd(self):
         self.tgtd = self.useFixture(tgtd_fixture.TgtdFixture())
         self.flags(images_sheepdog_portal=self.tgtd.portal, group='libvirt')
-        self.useFixture(fixtures.MonkeyPatch(
-            'nova.virt.libvirt.sheepdog.targets.CONTROL_SOCKET',
-            self.tgtd.control_socket))
+        self.patch_object(
+            targets, 'CONTROL_SOCKET', new=self.tgtd.control_socket)
 
     def make_host(self):
         """Make what the driver holds, and have the image backend use it.
@@ -199,17 +225,7 @@ class SheepdogTestMixin:
         self.assertEqual((0, b''), (status, err))
         return out
 
-    @staticmethod
-    def wait_until(condition, *args):
-        """Wait until a function returns something true.
-
-        :raises: tenacity.RetryError after 60 seconds
-        """
-        tenacity.Retrying(
-            stop=tenacity.stop_after_delay(60),
-            wait=tenacity.wait_fixed(0.05),
-            retry=tenacity.retry_if_result(lambda result: not result))(
-                condition, *args)
+    wait_until = staticmethod(waiting.wait_until)
 
     def patch_object(self, target, attribute, **kwargs):
         patcher = mock.patch.object(target, attribute, **kwargs)

@@ -13,7 +13,6 @@
 import inspect
 import os
 import shutil
-import subprocess
 import threading
 from unittest import mock
 
@@ -151,15 +150,49 @@ class _HostTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
         return exception.TgtError(reason='no')
 
 
-@ddt.ddt
-class StartTestCase(_HostTestCase):
-
-    IS_REAL = True
+class _StartTestCase(_HostTestCase):
 
     def setUp(self):
         super().setUp()
         # It has tests of its own.
         self.watch = self.patch_object(self.host, '_watch')
+
+    def _assert_refused(self, *words):
+        error = self.assertRaises(
+            exception.InvalidConfiguration, self.host.init_host)
+        for word in words:
+            self.assertIn(word, str(error))
+        self.watch.assert_not_called()
+
+
+@ddt.ddt
+class OptionsTestCase(_StartTestCase):
+
+    @ddt.data(
+        ({'virt_type': 'lxc', 'group': 'libvirt'}, 'virt_type'),
+        ({'force_raw_images': False}, 'force_raw_images'),
+        ({'inject_partition': -1, 'group': 'libvirt'}, 'inject_partition'),
+        ({'enabled': True, 'group': 'ephemeral_storage_encryption'},
+         'ephemeral_storage_encryption'),
+        ({'images_sheepdog_host': 'gateway', 'group': 'libvirt'},
+         'images_sheepdog_host'),
+        ({'images_sheepdog_host': '::1', 'group': 'libvirt'},
+         'images_sheepdog_host'),
+        ({'images_sheepdog_portal': '127.0.0.1', 'group': 'libvirt'},
+         'images_sheepdog_portal'))
+    @ddt.unpack
+    def test_option(self, flags, option):
+        self.flags(**flags)
+        self._assert_refused(option)
+
+
+@ddt.ddt
+class StartTestCase(_StartTestCase):
+
+    IS_REAL = True
+
+    def setUp(self):
+        super().setUp()
         self._set_emulator(shutil.which('qemu-system-x86_64'))
 
     def _set_emulator(self, path):
@@ -168,13 +201,6 @@ class StartTestCase(_HostTestCase):
         capabilities.host.cpu.arch = 'x86_64'
         capabilities.guests = [
             mock.Mock(arch='x86_64', domains={'qemu': domain})]
-
-    def _assert_refused(self, *words):
-        error = self.assertRaises(
-            exception.InvalidConfiguration, self.host.init_host)
-        for word in words:
-            self.assertIn(word, str(error))
-        self.watch.assert_not_called()
 
     def _set_transport(self, transport):
         self.flags(images_sheepdog_transport=transport, group='libvirt')
@@ -258,23 +284,6 @@ class StartTestCase(_HostTestCase):
 
     def _wait_for_log(self, words):
         self.wait_until(lambda: words in self.stdlog.logger.output)
-
-    @ddt.data(
-        ({'virt_type': 'lxc', 'group': 'libvirt'}, 'virt_type'),
-        ({'force_raw_images': False}, 'force_raw_images'),
-        ({'inject_partition': -1, 'group': 'libvirt'}, 'inject_partition'),
-        ({'enabled': True, 'group': 'ephemeral_storage_encryption'},
-         'ephemeral_storage_encryption'),
-        ({'images_sheepdog_host': 'gateway', 'group': 'libvirt'},
-         'images_sheepdog_host'),
-        ({'images_sheepdog_host': '::1', 'group': 'libvirt'},
-         'images_sheepdog_host'),
-        ({'images_sheepdog_portal': '127.0.0.1', 'group': 'libvirt'},
-         'images_sheepdog_portal'))
-    @ddt.unpack
-    def test_option(self, flags, option):
-        self.flags(**flags)
-        self._assert_refused(option)
 
     def test_what_a_killed_process_left_goes(self):
         clean_up = self.patch_object(self.host.images, 'clean_up')
@@ -1023,10 +1032,10 @@ class LiveMigrationTestCase(_HostTestCase):
 class WatcherTestCase(_HostTestCase):
     """The thread that receives guests and mends their targets."""
 
-    IS_REAL = True
-
     def setUp(self):
         super().setUp()
+        # It has tests of its own.
+        self.patch_object(self.host, '_check_transport')
         for name in 'LOOK', 'LOOK_AT_ARRIVALS', 'LOOK_AT_TARGETS':
             self.patch_object(sheepdog_host, name, new=0.01)
         capabilities = self.libvirt_host.get_capabilities.return_value
@@ -1197,10 +1206,9 @@ class WatcherTestCase(_HostTestCase):
     def test_target_that_is_lost_while_tgtd_runs(self):
         self._start(self._make_running())
         self._wait_for_target()
-        subprocess.run(
-            ['tgtadm', '--lld', 'iscsi', '--mode', 'target', '--op',
-             'delete', '--force', '--tid',
-             str(targets.list_targets()[IQN])], check=True)
+        self.sheepdog.execute(
+            'tgtadm', '--lld', 'iscsi', '--mode', 'target', '--op', 'delete',
+            '--force', '--tid', str(targets.list_targets()[IQN]))
         self._wait_for_target()
 
     def test_tgtd_is_restarted(self):

@@ -113,10 +113,13 @@ class NameTestCase(test.NoDBTestCase):
 class _UtilsTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
 
     CLUSTER = {}
+    # Whether dog runs as a process
+    IS_REAL = False
 
     def setUp(self):
         super().setUp()
-        self.start_sheepdog(**self.CLUSTER)
+        start = self.start_sheepdog if self.IS_REAL else self.start_model
+        start(**self.CLUSTER)
         self.warn = self.patch_object(libvirt_utils.LOG, 'warning')
 
     def install_dog(self, case):
@@ -161,11 +164,6 @@ class VDITestCase(_UtilsTestCase):
         self.assertFalse(libvirt_utils.sheepdog_vdi_exists(VDI))
         self.warn.assert_not_called()
         self.assertEqual(0, self.count_calls('vdi list'))
-
-    def test_exists_with_the_attribute(self):
-        libvirt_utils.create_sheepdog_vdi(VDI, units.Mi)
-        self.install_dog("'vdi getattr '*) echo value;;")
-        self.assertTrue(libvirt_utils.sheepdog_vdi_exists(VDI))
 
     def test_snapshot_exists(self):
         def exists():
@@ -381,21 +379,6 @@ class DeleteTestCase(_UtilsTestCase):
         libvirt_utils.remove_sheepdog_vdi(CLONE, 'tag')
         self.assertEqual(1, self.count_calls('vdi delete'))
 
-    def test_remove_until_there_is_none(self):
-        # Silence proves nothing after a delete that was cut short.
-        path = self.useFixture(fixtures.TempDir()).join('once')
-        self.install_dog("""'vdi delete '*)
-            [ -e '%(path)s' ] || { >'%(path)s'; exit 0; }
-            exec "$real" "$@";;""" % {'path': path})
-        libvirt_utils.remove_sheepdog_vdi(VDI)
-        self.assertEqual(set(), self.get_vdis())
-
-    def test_remove_what_stays(self):
-        self.install_dog("'vdi delete '*) exit 0;;")
-        self.assertRaisesRegex(
-            exception.SheepdogError, VDI + ' is still there',
-            libvirt_utils.remove_sheepdog_vdi, VDI)
-
     @ddt.data(None, 'tag')
     def test_remove_again_after_an_error(self, tag):
         libvirt_utils.snapshot_sheepdog_vdi(VDI, 'tag')
@@ -422,18 +405,60 @@ class ErrorTestCase(_UtilsTestCase):
                           getattr(libvirt_utils, name), VDI, *arguments)
         self.warn.assert_called()
 
-    def test_no_answer(self):
-        self.flags(images_sheepdog_timeout=1, group='libvirt')
-        self.install('dog', 'exec tail -f /dev/null\n')
-        self.assertRaisesRegex(
-            exception.SheepdogUnreachable, 'images_sheepdog_timeout',
-            libvirt_utils.create_sheepdog_vdi, VDI, units.Mi)
-
     def test_io_error(self):
         self.sheepdog.fault('error', subcommand='vdi create',
                             operation='NEW_VDI')
         self.assertRaisesRegex(
             exception.SheepdogUnreachable, 'I/O error',
+            libvirt_utils.create_sheepdog_vdi, VDI, units.Mi)
+
+    @ddt.data(('create_sheepdog_vdi', units.Mi),
+              ('write_sheepdog_record', 'text'),
+              ('snapshot_sheepdog_vdi', 'tag'),
+              ('clone_sheepdog_vdi', 'tag', CLONE),
+              ('delete_sheepdog_vdi', 'tag'))
+    def test_check_keeps_it_from_being_run(self, call):
+        name, *arguments = call
+        check = mock.Mock(side_effect=ZeroDivisionError)
+        self.assertRaises(ZeroDivisionError, getattr(libvirt_utils, name),
+                          VDI, *arguments, check=check)
+        check.assert_called_once_with()
+        self.assertEqual({}, self.sheepdog.stats()['calls'])
+
+
+@ddt.ddt
+class ProcessTestCase(_UtilsTestCase):
+    """What a dog does that is another program than the simulated one."""
+
+    IS_REAL = True
+
+    def test_exists_with_the_attribute(self):
+        libvirt_utils.create_sheepdog_vdi(VDI, units.Mi)
+        self.install_dog("'vdi getattr '*) echo value;;")
+        self.assertTrue(libvirt_utils.sheepdog_vdi_exists(VDI))
+
+    def test_remove_until_there_is_none(self):
+        libvirt_utils.create_sheepdog_vdi(VDI, 8 * units.Mi)
+        # Silence proves nothing after a delete that was cut short.
+        path = self.useFixture(fixtures.TempDir()).join('once')
+        self.install_dog("""'vdi delete '*)
+            [ -e '%(path)s' ] || { >'%(path)s'; exit 0; }
+            exec "$real" "$@";;""" % {'path': path})
+        libvirt_utils.remove_sheepdog_vdi(VDI)
+        self.assertEqual(set(), self.get_vdis())
+
+    def test_remove_what_stays(self):
+        libvirt_utils.create_sheepdog_vdi(VDI, 8 * units.Mi)
+        self.install_dog("'vdi delete '*) exit 0;;")
+        self.assertRaisesRegex(
+            exception.SheepdogError, VDI + ' is still there',
+            libvirt_utils.remove_sheepdog_vdi, VDI)
+
+    def test_no_answer(self):
+        self.flags(images_sheepdog_timeout=1, group='libvirt')
+        self.install('dog', 'exec tail -f /dev/null\n')
+        self.assertRaisesRegex(
+            exception.SheepdogUnreachable, 'images_sheepdog_timeout',
             libvirt_utils.create_sheepdog_vdi, VDI, units.Mi)
 
     def test_refused_by_rootwrap(self):
@@ -470,21 +495,10 @@ class ErrorTestCase(_UtilsTestCase):
             self.sheepdog.port, VDI), message)
         self.assertIn('something new', message)
 
-    @ddt.data(('create_sheepdog_vdi', units.Mi),
-              ('write_sheepdog_record', 'text'),
-              ('snapshot_sheepdog_vdi', 'tag'),
-              ('clone_sheepdog_vdi', 'tag', CLONE),
-              ('delete_sheepdog_vdi', 'tag'))
-    def test_check_keeps_it_from_being_run(self, call):
-        name, *arguments = call
-        check = mock.Mock(side_effect=ZeroDivisionError)
-        self.assertRaises(ZeroDivisionError, getattr(libvirt_utils, name),
-                          VDI, *arguments, check=check)
-        check.assert_called_once_with()
-        self.assertEqual({}, self.sheepdog.stats()['calls'])
-
 
 class FullTestCase(_UtilsTestCase):
+
+    IS_REAL = True
 
     def setUp(self):
         super().setUp()
@@ -532,7 +546,7 @@ class SpaceTestCase(_UtilsTestCase):
     def test_space_without_that_of_gateways(self):
         spaces = []
         for gateways in 0, 2:
-            self.start_sheepdog(gateways=gateways)
+            self.start_model(gateways=gateways)
             spaces.append(libvirt_utils.get_sheepdog_space())
             self.assertEqual(3, self.count_calls('node md info'))
         self.assertEqual(2, self.dog('node', 'list', '-r').count(b' 0 '))
