@@ -175,11 +175,11 @@ class Host:
             return
         for cluster in list(self._clusters.values()):
             self.use(cluster)
-            for vdi, tag in sorted(libvirt_utils.list_sheepdog_vdis(),
-                                   key=lambda pair: pair[1] or ''):
+            for vdi in sorted(libvirt_utils.list_sheepdog_vdis(),
+                              key=lambda vdi: vdi.tag or ''):
                 # a VDI before its snapshots
-                if vdi.partition('_')[0] in self._ids:
-                    libvirt_utils.delete_sheepdog_vdi(vdi, tag)
+                if vdi.name.partition('_')[0] in self._ids:
+                    libvirt_utils.delete_sheepdog_vdi(vdi.name, vdi.tag)
 
     def use(self, cluster):
         """Have another cluster or another way to it.

@@ -15,6 +15,8 @@
 import argparse
 import json
 import os
+import runpy
+import subprocess
 import sys
 
 import graft
@@ -23,12 +25,22 @@ from graft import record
 from graft import rootwrap
 from graft import source
 from graft import tree
-from graft import vdis
 
 DESCRIPTION = """
 Gives OpenStack Nova a Sheepdog image backend: weaves the patch into a
 pristine Nova of any supported release, and takes it back. On a compute host it
-also tells what Nova has in the cluster.
+also tells what is wrong, and what Nova has in the cluster.
+"""
+# The commands that run in the patched Nova: its file that has their options.
+COMMANDS = 'nova/virt/libvirt/sheepdog/commands/cli.py'
+# Runs one of them, by the Python of that Nova.
+START = """\
+import argparse, json, sys
+root, arguments = sys.argv[1:]
+if root not in sys.path:
+    sys.path.insert(0, root)
+from nova.virt.libvirt.sheepdog.commands import cli
+sys.exit(cli.run(argparse.Namespace(**json.loads(arguments))))
 """
 STATES = {
     record.RESTORED: '%s is Nova\'s own again: "apply" patches it.',
@@ -37,6 +49,7 @@ STATES = {
     record.REMOVED: 'Somebody removed %s: "apply" brings it back.',
     record.UNREADABLE: 'Only root can see %s.',
 }
+OPERATORS = runpy.run_path(str(patch.find_root() / COMMANDS))
 
 
 def main(argv=None):
@@ -78,16 +91,14 @@ def _parser():
         prog='nova-sheepdog', description=DESCRIPTION)
     parser.add_argument('--version', action='version',
                         version=f'%(prog)s {graft.__version__}')
-    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    commands = parser.add_subparsers(
+        required=True, dest='command', metavar='COMMAND')
 
-    def add(run, summary, more=''):
+    def add_for_nova(run, summary, more='', release=False, name=None):
         command = commands.add_parser(
-            run.__name__[1:], help=summary, description=f'{summary}. {more}')
+            name or run.__name__[1:], help=summary,
+            description=f'{summary}. {more}')
         command.set_defaults(run=run)
-        return command
-
-    def add_for_nova(run, summary, more='', release=False):
-        command = add(run, summary, more)
         places = command.add_mutually_exclusive_group()
         places.add_argument(
             '--nova', metavar='DIR',
@@ -144,40 +155,11 @@ def _parser():
         _check, 'Say whether the patch fits, and what does not',
         'It also says whether the patch was tested with this release. Exit '
         'status: 0 when it fits, else 1.', release=True)
-    _add_vdis(add(
-        _vdis, 'List what Nova has in the Sheepdog cluster',
-        'It is for a compute host. Which servers there are it asks Nova\'s '
-        'API, for which it needs the rights of an administrator: the OS_* '
-        'variables or --os-cloud. OWN and SHARED are the bytes of data that '
-        'only this VDI has and that it shares with others, copies not '
-        'counted; TRANSPORT is how this host reaches it. An orphan belongs '
-        'to a server that Nova does not have. Exit status: 0; 1 after an '
-        'error, or when an orphan could not be deleted.'))
+    OPERATORS['add_commands'](
+        lambda name, summary, more: add_for_nova(
+            {'doctor': _doctor, 'metrics': _metrics}.get(name, _run_in_nova),
+            summary, more, name=name))
     return parser
-
-
-def _add_vdis(command):
-    command.add_argument(
-        '--config-file', metavar='FILE', action='append',
-        help='configuration of nova-compute; may be given again (default: '
-        f'those of {" and ".join(vdis.CONFIG_FILES)} that are there)')
-    command.add_argument(
-        '--host', metavar='ADDRESS', help='IPv4 address of a sheep daemon '
-        '(default: [libvirt] images_sheepdog_host of the configuration)')
-    command.add_argument(
-        '--port', type=int, help='its TCP port (default: [libvirt] '
-        'images_sheepdog_port of the configuration)')
-    command.add_argument(
-        '--os-cloud', metavar='NAME', help='cloud of clouds.yaml whose Nova '
-        'to ask (default: what the OS_* variables say)')
-    command.add_argument(
-        '--clean', action='store_true', help='delete the orphans, after they '
-        'were shown and you said yes. Snapshots that Nova did not take stay, '
-        'and so does every orphan with a VDI or snapshot younger than '
-        f'{vdis.MINIMUM_AGE // 60} minutes. Never use it where two Novas '
-        'share a cluster: to each of them the disks of the other are orphans')
-    command.add_argument(
-        '--yes', action='store_true', help='do not ask before --clean deletes')
 
 
 def _name(nova):
@@ -191,15 +173,18 @@ def _apply(arguments):
     fingerprint = the_patch.fingerprint
     with done.locked():
         _mend(done)
-        if done.is_whole and done.manifest['fingerprint'] == fingerprint:
-            print(f'{_name(nova)} is patched already; nothing to do.')
-            return
-        changes = the_patch.changes(done.read, nova.release)
-        hints = []
+        filters, hints = [], []
         if not nova.is_source:
             filters, hints = rootwrap.place(
-                changes, the_patch.files, done, arguments.rootwrap_conf or
+                the_patch.files, done, arguments.rootwrap_conf or
                 nova.find_rootwrap_configuration())
+        if (done.is_whole and done.manifest['fingerprint'] == fingerprint and
+                all(done.owns(change.path) for change in filters)):
+            print(f'{_name(nova)} is patched already; nothing to do.', *hints,
+                  sep='\n')
+            return
+        changes = the_patch.changes(done.read, nova.release)
+        if not nova.is_source:
             changes = [change for change in changes
                        if change.path.startswith('nova/')] + filters
         is_again = done.is_applied
@@ -240,8 +225,8 @@ def _steps(nova, arguments):
         'Set images_type = sheepdog in [libvirt] of nova.conf, and '
         'images_sheepdog_host and images_sheepdog_port if the sheep daemon '
         'is not at localhost:7000.',
-        'Restart nova-compute. It does not start if one of these is missing, '
-        'and says which.']
+        'Run "nova-sheepdog doctor", which says what is missing and what '
+        'mends it, and restart nova-compute.']
 
 
 def _mend(done):
@@ -278,9 +263,8 @@ def _revert(arguments):
                   'there.')
 
 
-def _status(arguments):
-    nova = tree.find(arguments.nova)
-    done = record.Record(nova)
+def _find_status(nova, done):
+    """What "status" tells of a Nova, as a program reads it."""
     state = 'interrupted' if done.is_interrupted else 'not patched'
     version = current = None
     files = {}
@@ -293,27 +277,34 @@ def _status(arguments):
         current = done.manifest['fingerprint'] in {
             patch.Patch(with_tests=with_tests).fingerprint
             for with_tests in (False, True)}
-    if arguments.json:
-        print(json.dumps({
-            'release': nova.release, 'package': str(nova.package),
+    return {'release': nova.release, 'package': str(nova.package),
             'state': state, 'version': version, 'is_current': current,
-            'files': files}, indent=1))
+            'files': files}
+
+
+def _status(arguments):
+    nova = tree.find(arguments.nova)
+    done = record.Record(nova)
+    status = _find_status(nova, done)
+    if arguments.json:
+        print(json.dumps(status, indent=1))
     else:
         print(f'Nova {nova.release} in {nova.package}')
         if done.is_interrupted:
             print('A run of nova-sheepdog was interrupted here. Run "apply" '
                   'or "revert".')
         elif done.is_applied:
-            print(f'{state.capitalize()} by nova-sheepdog {version}.')
-            if not current:
+            print(f'{status["state"].capitalize()} by nova-sheepdog '
+                  f'{status["version"]}.')
+            if not status['is_current']:
                 print('The patch of this nova-sheepdog, '
                       f'{graft.__version__}, is another one: "apply" puts it '
                       'in its place.')
         else:
             print('Not patched.')
-        for path, is_now in files.items():
+        for path, is_now in status['files'].items():
             print(STATES[is_now] % path)
-    return 0 if state == 'patched' else 1
+    return 0 if status['state'] == 'patched' else 1
 
 
 def _pristine(arguments):
@@ -348,39 +339,75 @@ def _check(arguments):
     print(f'Nova {release}: the patch fits, {tested}.')
 
 
-def _vdis(arguments):
-    if arguments.yes and not arguments.clean:
-        raise graft.GraftError('--yes goes with --clean.')
-    configuration = vdis.configure(arguments.config_file)
-    cluster = vdis.Cluster(arguments.host or configuration.host,
-                           arguments.port or configuration.port)
-    api = vdis.Api(arguments.os_cloud)
-    found, others = vdis.look(cluster, api)
-    orphans = [each for each in found if each.is_orphan]
-    if not arguments.clean:
-        vdis.show(found, configuration)
-        print(f'{len(found)} VDIs and snapshots, {len(orphans)} of them '
-              f'orphans. Not of Nova: {others}.')
-        return 0
-    if not orphans:
-        print('There are no orphans to delete.')
-        return 0
-    api.check_host(configuration.name)
-    vdis.show(orphans, configuration)
-    if not (arguments.yes or _confirm(len(orphans), cluster.name)):
-        print('Nothing was deleted.')
-        return 1
-    failures = vdis.clean(orphans, cluster, api)
-    if failures:
-        raise graft.GraftError('Not all could be deleted:\n  ' +
-                               '\n  '.join(failures))
-    return 0
+def _run_in_nova(arguments, **more):
+    """Run a command by the patched Nova, in the Python of that."""
+    nova = tree.find(arguments.nova)
+    if not (nova.root / COMMANDS).exists():
+        raise graft.GraftError(f'{_name(nova)} is not patched: run '
+                               '"nova-sheepdog apply" first.')
+    options = {name: value for name, value in vars(arguments).items()
+               if name not in ('run', 'nova')}
+    # Neither the directory that this runs in nor PYTHONPATH shall bring code.
+    return subprocess.run(
+        [nova.python, '-I', '-W', 'ignore', '-c', START, nova.root,
+         json.dumps({**options, **more})]).returncode
 
 
-def _confirm(count, name):
-    if not sys.stdin.isatty():
-        raise graft.GraftError('Nobody is here to say yes, so nothing was '
-                               'deleted. Give --yes if that is meant.')
-    answer = input(f'Delete these {count} VDIs and snapshots of the cluster '
-                   f'at {name} for good? [y/N] ')
-    return answer.strip().lower() in ('y', 'yes')
+def _doctor(arguments):
+    def finding(check, state, text, remedy=None):
+        return {'check': check, 'state': OPERATORS[state], 'text': text,
+                'remedy': remedy}
+
+    place = f' --nova {arguments.nova}' if arguments.nova else ''
+    apply = f'nova-sheepdog apply{place}'
+    try:
+        nova = tree.find(arguments.nova)
+        done = record.Record(nova)
+        status = _find_status(nova, done)
+        the_patch = patch.Patch(with_tests=False)
+        tested = nova.release in the_patch.releases
+        findings = [finding(
+            'nova', 'OK' if tested else 'WARNING', str(nova.package) + (
+                f', {nova.release}' if tested else
+                f': the patch was not tested with {nova.release}'))]
+        if status['state'] == 'not patched':
+            the_patch.changes(done.read, nova.release)
+    except source.Misfit as misfit:
+        findings.append(finding(
+            'patch', 'WRONG', 'The patch does not fit: ' +
+            '; '.join(misfit.problems),
+            'install a release of Nova that it was tested with: ' +
+            ', '.join(sorted(the_patch.releases))))
+    except graft.GraftError as error:
+        findings = [finding('nova', 'WRONG', str(error))]
+    else:
+        if status['state'] == 'patched':
+            findings.append(finding(
+                'patch', *(
+                    ('OK', f'nova-sheepdog {status["version"]}')
+                    if status['is_current'] else
+                    ('WARNING', 'it is not the patch of this nova-sheepdog, '
+                     f'{graft.__version__}', apply))))
+            return _run_in_nova(arguments, findings=findings)
+        edited = record.EDITED in status['files'].values()
+        findings.append(finding(
+            'patch', 'WRONG', f'this Nova is {status["state"]}' + ''.join(
+                '; ' + (STATES[state] % path).rstrip('.')
+                for path, state in status['files'].items()),
+            'install this Nova again' if edited else apply))
+    findings.append(finding(
+        'host', 'NOT_CHECKED', 'options, libvirtd, QEMU, dog, sudo, tgtd and '
+        'the cluster are looked at by the patched Nova',
+        f'nova-sheepdog doctor{place}, once the above is mended'))
+    return OPERATORS['show_findings'](findings, arguments.json)
+
+
+def _metrics(arguments):
+    nova = tree.find(arguments.nova)
+    if _find_status(nova, record.Record(nova))['state'] == 'patched':
+        return _run_in_nova(arguments)
+    # What tells that an upgrade of Nova has taken the patch away.
+    OPERATORS['write'](
+        '# HELP nova_sheepdog_patched Whether the Nova of this host is '
+        'patched.\n# TYPE nova_sheepdog_patched gauge\n'
+        'nova_sheepdog_patched 0\n', arguments.output)

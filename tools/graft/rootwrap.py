@@ -44,11 +44,11 @@ def _is_usable(directory):
             os.access(directory, os.W_OK))
 
 
-def place(changes, sources, done, configuration):
+def place(sources, done, configuration):
     """Find the place of the filters.
 
-    :param changes: list of patch.Change; those of filters count
-    :param sources: paths of the patch's files, by the path of the change
+    :param sources: paths of the patch's files, by their paths in Nova's
+        source tree; those of filters count
     :param done: record.Record of the Nova
     :param configuration: path of its rootwrap.conf, None when it has none
     :returns: list of patch.Change with absolute paths, and list of texts for
@@ -60,18 +60,19 @@ def place(changes, sources, done, configuration):
     usable = [directory for directory in directories
               if configuration and _is_usable(directory)]
     placed, hints = [], []
-    for change in changes:
-        if not change.path.startswith(patch.ROOTWRAP_DIRECTORY):
+    for source, file in sources.items():
+        if not source.startswith(patch.ROOTWRAP_DIRECTORY):
             continue
-        name = pathlib.Path(change.path).name
+        name = pathlib.Path(source).name
+        content = file.read_bytes()
         present = [directory / name for directory in directories
                    if (directory / name).exists() and
                    not done.owns(directory / name)]
-        if present and present[0].read_bytes() == change.after:
+        if present and present[0].read_bytes() == content:
             hints.append(f'The rootwrap filters are in {present[0]} already.')
         elif usable and not present:
             path = usable[0].resolve() / name
-            placed.append(patch.Change(str(path), None, change.after))
+            placed.append(patch.Change(str(path), None, content))
             hints.append(f'The rootwrap filters are in {path}, which '
                          f'{configuration} names.')
         else:
@@ -86,6 +87,6 @@ def place(changes, sources, done, configuration):
             hints.append(
                 f'The rootwrap filters are not installed: {reason}. Do it '
                 'by:\n  sudo install -D -o root -g root -m 0644 '
-                f'{shlex.quote(str(sources[change.path]))} '
+                f'{shlex.quote(str(file))} '
                 f'{shlex.quote(str(target))}')
     return placed, hints

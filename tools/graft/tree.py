@@ -125,6 +125,13 @@ class Nova:
             return None
 
     @property
+    def python(self):
+        """Path of the Python that runs this Nova."""
+        found = os.path.normpath(self.root / '../../../bin/python3')
+        return (found if not self.is_source and os.access(found, os.X_OK) else
+                sys.executable)
+
+    @property
     def rootwrap_daemon(self):
         """Path of the nova-rootwrap-daemon that goes with this Nova."""
         # lib/python3/site-packages is three below where bin is.

@@ -33,12 +33,12 @@ class PlaceTestCase(testtools.TestCase):
         self.filters = self.installed.filters / 'sheepdog.filters'
         self.nova = tree.find(self.installed.top)
         self.configuration = self.nova.find_rootwrap_configuration()
+        self.source = self.installed.top / 'our patch'
+        self.source.write_text('new')
 
     def place(self, configuration):
         return rootwrap.place(
-            [patch.Change('nova/a', None, b''),
-             patch.Change(NAME, None, b'new')],
-            {NAME: '/our patch/sheepdog.filters'},
+            {'nova/a': self.source, NAME: self.source},
             record.Record(self.nova), configuration)
 
     def test_first_usable_directory(self):
@@ -55,7 +55,7 @@ class PlaceTestCase(testtools.TestCase):
         self.assertIn(reason, hints[0])
         self.assertEqual(
             'sudo install -D -o root -g root -m 0644 '
-            f"'/our patch/sheepdog.filters' {target}",
+            f"'{self.source}' {target}",
             hints[0].splitlines()[1].strip())
 
     @ddt.data('owner', 'access', 'missing')

@@ -41,6 +41,7 @@ from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt.sheepdog import disks
 from nova.virt.libvirt.sheepdog import images
+from nova.virt.libvirt.sheepdog import lease
 from nova.virt.libvirt.sheepdog import migration
 from nova.virt.libvirt.sheepdog import rootwrap
 from nova.virt.libvirt.sheepdog import targets
@@ -220,7 +221,7 @@ class SheepdogHost(Host):
     def init_host(self):
         """:raises: exception.InvalidConfiguration, with what to change"""
         rootwrap.stop()
-        self._check_options()
+        self.check_options()
 
         def report(state):
             LOG.warning('Not ready yet; trying again for up to %(limit)d s: '
@@ -229,7 +230,8 @@ class SheepdogHost(Host):
 
         def check():
             libvirt_utils.get_sheepdog_redundancy()
-            self._check_transport()
+            self.check_qemu()
+            self.check_tgtd()
 
         try:
             # They may start after nova-compute when the host boots.
@@ -262,7 +264,8 @@ class SheepdogHost(Host):
         rootwrap.stop()
 
     @staticmethod
-    def _check_options():
+    def check_options():
+        """:raises: exception.InvalidConfiguration"""
         def refuse(option, value, reason):
             raise exception.InvalidConfiguration(
                 _("%(option)s = %(value)s does not go with "
@@ -293,8 +296,11 @@ class SheepdogHost(Host):
                    _('give an IPv4 address and a port, such as '
                      '127.0.0.1:3260'))
 
-    def _check_transport(self):
-        """Find out what 'auto' means, and try the transport."""
+    def check_qemu(self):
+        """Find out what the transport 'auto' means, and whether QEMU has it.
+
+        :raises: exception.InvalidConfiguration
+        """
         capabilities = self._host.get_capabilities()
         emulators = {
             domain.emulator for guest in capabilities.guests
@@ -314,6 +320,12 @@ class SheepdogHost(Host):
                   "one with libiscsi (Debian: the package "
                   "qemu-block-extra)") %
                 {'transport': self.targets.transport, 'lack': lack})
+
+    def check_tgtd(self):
+        """Make sure that tgtd can be used, if the transport needs it.
+
+        :raises: exception.InvalidConfiguration or exception.TgtError
+        """
         if self.targets.transport == 'native':
             return
         if CONF.libvirt.images_sheepdog_port > 9999:
@@ -372,6 +384,9 @@ class SheepdogHost(Host):
         return self._space
 
     def get_capacity(self):
+        # Nova asks once a minute.
+        rootwrap.get_runner().save_calls(
+            os.path.join(lease.get_directory(), rootwrap.CALLS))
         space = self._get_space()
         return {name: space[name] for name in ('total', 'free', 'used')}
 

@@ -241,16 +241,24 @@ class Base:
             LOG.warning('Cannot note that %(vdi)s is in use: %(error)s',
                         {'vdi': self.vdi, 'error': e})
 
+    def get_last_use(self):
+        """Return the time of the last boot from it, None if it has no record.
+
+        :raises: exception.SheepdogError
+        """
+        try:
+            return self._read_record()[1]
+        except exception.SheepdogVDINotFound:
+            # The host that made or deleted it has died.
+            return None
+
     def is_unused(self, age):
         """Tell whether there was no boot from it for so many seconds.
 
         :raises: exception.SheepdogError
         """
-        try:
-            return time.time() - self._read_record()[1] >= age
-        except exception.SheepdogVDINotFound:
-            # The host that made or deleted it has died.
-            return True
+        used = self.get_last_use()
+        return used is None or time.time() - used >= age
 
     def provide(self, instance=None):
         """Make the base if there is none; of all hosts that want it one does.
@@ -603,7 +611,8 @@ class Images:
         if not self._is_my_turn(silences):
             self._silences = silences
             return
-        listed = libvirt_utils.list_sheepdog_vdis()
+        listed = {(vdi.name, vdi.tag)
+                  for vdi in libvirt_utils.list_sheepdog_vdis()}
         found = collections.defaultdict(lambda: collections.defaultdict(set))
         for vdi, _tag in listed:
             parts = libvirt_utils.split_sheepdog_vdi(vdi)

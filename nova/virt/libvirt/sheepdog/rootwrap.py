@@ -18,6 +18,7 @@ nova-rootwrap starts sudo and a Python for each command, which takes some
 
 from concurrent import futures
 import functools
+import itertools
 from multiprocessing import managers
 import os
 import pwd
@@ -29,6 +30,7 @@ from oslo_concurrency import processutils
 from oslo_log import log as logging
 from oslo_rootwrap import client
 from oslo_rootwrap import cmd
+from oslo_serialization import jsonutils
 
 import nova.conf
 from nova.i18n import _
@@ -41,6 +43,8 @@ LOG = logging.getLogger(__name__)
 # the user nova, who could have root run any program of that name.
 ROOT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 FILTERS = 'sheepdog.filters'
+# Name of the file that save_calls() writes.
+CALLS = 'calls.json'
 
 
 class CommandError(Exception):
@@ -48,12 +52,14 @@ class CommandError(Exception):
 
     :ivar reason: why, in words that are fit for a fault of a server
     :ivar timed_out: whether it did not end in time
+    :ivar refused_by: 'sudo' or 'rootwrap', if one of them did not allow it
     """
 
-    def __init__(self, reason, timed_out=False):
+    def __init__(self, reason, timed_out=False, refused_by=None):
         super().__init__(reason)
         self.reason = reason
         self.timed_out = timed_out
+        self.refused_by = refused_by
 
 
 def limit(command, timeout, *environment):
@@ -121,11 +127,12 @@ def explain(error, is_late):
     if error.exit_code == cmd.RC_UNAUTHORIZED and 'Unauthorized' in said:
         return CommandError(
             _('rootwrap does not allow it: install %s where the filters_path '
-              'of rootwrap.conf looks') % FILTERS)
+              'of rootwrap.conf looks') % FILTERS, refused_by='rootwrap')
     if said.startswith('sudo: ') and 'required' in said:
         return CommandError(
             _('sudo does not let this user run nova-rootwrap without a '
-              'password; allow it in a file in /etc/sudoers.d (%s)') % said)
+              'password; allow it in a file in /etc/sudoers.d (%s)') % said,
+            refused_by='sudo')
     if error.exit_code == 127:
         return CommandError(
             _('it is not installed where it is looked for, in %(path)s: '
@@ -155,6 +162,9 @@ class Runner:
         # By worker. Not a threading.local(): eventlet would empty it in its
         # main loop, where a client cannot end its daemon.
         self._clients = {}
+        # By subcommand.
+        self._calls = {}
+        self._calls_lock = threading.Lock()
 
     def execute(self, *command, timeout, data=None, urgent=False,
                 check=None):
@@ -188,10 +198,51 @@ class Runner:
         except (processutils.ProcessExecutionError, OSError) as e:
             raise explain(e, time.monotonic() - start >= timeout)
         finally:
+            self._note(command, calls=1, waited=start - asked,
+                       seconds=time.monotonic() - start)
             LOG.debug("'%(command)s' took %(seconds).3f s, after it waited "
                       "%(waited).3f s for others",
                       {'command': ' '.join(command), 'waited': start - asked,
                        'seconds': time.monotonic() - start})
+
+    def _note(self, command, **more):
+        """Add to what save_calls() tells of a subcommand."""
+        # dog vdi clone -a HOST ..., and tgtadm --lld iscsi --mode target --op
+        # new ...
+        words = (itertools.takewhile(lambda word: word[0] != '-', command)
+                 if command[0] == 'dog' else command[0:7:2])
+        name = ' '.join(word for word in words if word != 'iscsi')
+        with self._calls_lock:
+            counts = self._calls.setdefault(name, {
+                'calls': 0, 'failures': 0, 'seconds': 0.0, 'waited': 0.0})
+            for key, value in more.items():
+                counts[key] += value
+
+    def note_failure(self, command):
+        """Note that a command failed; not all that do not succeed did.
+
+        :param command: the command and its arguments
+        """
+        self._note(command, failures=1)
+
+    def save_calls(self, path):
+        """Write what was called, for "nova-sheepdog metrics".
+
+        :param path: of the file to write
+        """
+        with self._calls_lock:
+            text = jsonutils.dumps(self._calls)
+        try:
+            with open(path + '.new', 'w') as file:
+                file.write(text)
+            os.replace(path + '.new', path)
+        except OSError as e:
+            LOG.warning('Cannot tell which commands were called: %s', e)
+
+    @property
+    def uses_daemon(self):
+        """Whether the next command is run by rootwrap's daemon."""
+        return self._daemon is not None
 
     def _execute(self, command, data):
         if self._daemon:
@@ -287,6 +338,11 @@ def get_runner():
 def execute(*command, **kwargs):
     """See Runner.execute()."""
     return get_runner().execute(*command, **kwargs)
+
+
+def note_failure(command):
+    """See Runner.note_failure()."""
+    get_runner().note_failure(command)
 
 
 def stop():

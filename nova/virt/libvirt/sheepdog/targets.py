@@ -61,6 +61,7 @@ def _tgtadm(*arguments, **how):
         return rootwrap.execute(
             *command, timeout=CONF.libvirt.images_sheepdog_timeout, **how)[0]
     except rootwrap.CommandError as e:
+        rootwrap.note_failure(command)
         reason = e.reason
         # tgtd opens and closes units in one thread, which waits for sheep.
         if e.timed_out or 'still active' in reason:
@@ -115,8 +116,13 @@ def get_tgtd_start():
     return status.st_ino, status.st_ctime_ns
 
 
-def _list_targets(**how):
-    """List the targets of this host, also those that others made."""
+def list_all_targets(**how):
+    """List the targets of this host, also those that others made.
+
+    :param how: as for rootwrap.execute()
+    :returns: dict of IQN to number of the target
+    :raises: exception.TgtError
+    """
     targets = {}
     # Target 1: iqn.2014-06.org.openstack.nova:...
     out = _tgtadm('--mode', 'target', '--op', 'show', **how)
@@ -137,7 +143,7 @@ def list_targets(**how):
     :raises: exception.TgtError
     """
     try:
-        targets = _list_targets(**how)
+        targets = list_all_targets(**how)
     except exception.TgtUnreachable:
         LOG.debug('tgtd does not run, so there is no target')
         return {}
@@ -191,7 +197,7 @@ def _new_target(iqn):
                     if list_targets().get(iqn) == number:
                         _delete_target(number)
             # Some other target has that number.
-            if number not in _list_targets().values():
+            if number not in list_all_targets().values():
                 raise
             number = FIRST_NUMBER + (number + 1) % FIRST_NUMBER
         else:

@@ -133,8 +133,8 @@ class _HostTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
 
     def _names(self):
         """Return the names of all VDIs."""
-        return {name.partition('_')[2] for name, tag in
-                libvirt_utils.list_sheepdog_vdis() if tag is None}
+        return {vdi.name.partition('_')[2] for vdi in
+                libvirt_utils.list_sheepdog_vdis() if vdi.tag is None}
 
     def _set_arrival(self, host='here'):
         """Note that a live migration to a host was begun."""

@@ -131,9 +131,9 @@ class OutputTestCase(test.NoDBTestCase):
                 lambda: disks.State(OWNER), lambda: base.is_unused(1),
                 lambda: lease.Record.read(VDI)):
             self._call(function, out, err, status)
-        for vdi, _tag in self._call(
+        for vdi in self._call(
                 libvirt_utils.list_sheepdog_vdis, out, err, status) or ():
-            self.assertIsInstance(vdi, str)
+            self.assertIsInstance(vdi.name, str)
         for index in self._call(lambda: libvirt_utils.get_sheepdog_objects(
                 VDI), out, err, status) or ():
             self.assertGreaterEqual(index, 0)

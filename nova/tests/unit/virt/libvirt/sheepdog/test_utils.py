@@ -11,6 +11,7 @@
 #    under the License.
 
 import re
+import time
 from unittest import mock
 
 import ddt
@@ -307,7 +308,18 @@ class VDITestCase(_UtilsTestCase):
         self.assertEqual(
             {(VDI, None), (VDI, 'tag'), (CLONE, None),
              (r'of\ somebody\ else', None)},
-            libvirt_utils.list_sheepdog_vdis())
+            {(vdi.name, vdi.tag)
+             for vdi in libvirt_utils.list_sheepdog_vdis()})
+
+    def test_list_tells_sizes(self):
+        libvirt_utils.create_sheepdog_vdi(VDI, 8 * units.Mi)
+        self.dog('vdi', 'write', VDI, '0', '1')
+        libvirt_utils.snapshot_sheepdog_vdi(VDI, 'tag')
+        started = time.time()
+        found = {vdi.tag: vdi for vdi in libvirt_utils.list_sheepdog_vdis()}
+        self.assertEqual((8 * units.Mi, 4 * units.Mi, 0), found['tag'][2:5])
+        self.assertEqual((8 * units.Mi, 0, 4 * units.Mi), found[None][2:5])
+        self.assertAlmostEqual(started, found[None].created, delta=60)
 
     def test_list_may_take_longer(self):
         execute = self.patch_object(rootwrap, 'execute',
