@@ -45,6 +45,7 @@ BIND_TGTD = ('systemctl edit tgt, as under "tgtd" in the guide, and systemctl '
              'restart tgt')
 # Part of the cluster that may be filled before there is a warning.
 FULL = 0.8
+SYSTEMD = '/run/systemd/system'
 # What adjtimex(2) returns while nothing keeps the clock right, and bytes that
 # hold its argument on any machine.
 TIME_ERROR = 5
@@ -328,7 +329,7 @@ class Doctor:
         return 'it is kept right'
 
     def check_units(self):
-        if not os.path.isdir('/run/systemd/system'):
+        if not os.path.isdir(SYSTEMD):
             return 'there is no systemd here'
         found = _show_units()
         compute = next((unit for unit in found if 'nova' in unit['Id']), None)

@@ -119,7 +119,7 @@ def _add_host(metrics):
     path = os.path.join(lease.locate_directory(), rootwrap.CALLS)
     try:
         with open(path) as file:
-            calls = jsonutils.load(file)
+            calls = jsonutils.loads(file.read())
     except FileNotFoundError:
         # nova-compute has not been here for a minute.
         calls = {}
