@@ -177,12 +177,12 @@ class Conductor:
                         servers[instance.uuid] = Server(
                             None if instance.deleted else
                             instance.vm_state.upper(), instance.host)
-        except (TimeoutError, oslo_messaging.MessagingException) as e:
+        except (_Late, oslo_messaging.MessagingException) as e:
             raise start.Failure(_(
                 'The conductor does not tell which servers there are: %s. '
                 'See whether nova-conductor and the message queue run, or '
                 "set the OS_* variables of an administrator, to ask Nova's "
-                'API') % (e or 'no answer'))
+                'API') % e)
         return servers
 
     def is_gone(self, uuid):
@@ -194,14 +194,18 @@ class Conductor:
         """See Api.check_host(). What another Nova does not know stays."""
 
 
+class _Late(BaseException):
+    """What takes too long. Who tries again after any Exception lets it go."""
+
+
 @contextlib.contextmanager
 def _time_limit(seconds):
-    """Raise a TimeoutError when the body takes longer than that.
+    """Raise _Late when the body takes longer than that.
 
     oslo.messaging tries for ever to reach a message queue that is down.
     """
     def stop(_signal, _frame):
-        raise TimeoutError(_('no answer within %d s') % seconds)
+        raise _Late(_('no answer within %d s') % seconds)
 
     before = signal.signal(signal.SIGALRM, stop)
     left = signal.alarm(seconds)
