@@ -45,7 +45,10 @@ TIME = 315532800
 
 DOCUMENTS = ('README.rst', 'LICENSE', 'doc/source/admin/sheepdog.rst',
              'doc/source/admin/server-actions.csv')
-EXAMPLES = ('sudoers', 'tgt.conf', 'nova-compute.conf')
+EXAMPLES = ('sudoers', 'tgt.conf', 'nova-compute.conf', *(
+    f'monitoring/{name}' for name in (
+        'alerts.yaml', 'alerts_test.yaml', 'dashboard.json',
+        'nova-sheepdog-metrics.service', 'nova-sheepdog-metrics.timer')))
 
 
 def sources():

@@ -14,8 +14,13 @@
 
 import json
 import os
+import re
+
+import fixtures
+import testtools
 
 from graft import cli
+from graft import patch
 from graft.tests import base
 from graft.tests import test_cli
 
@@ -46,7 +51,7 @@ class OperatorsTestCase(test_cli.CommandTestCase):
         base.write(self.patch.root, {
             f'{COMMANDS}/__init__.py': '# Ours\n', cli.COMMANDS: STUB})
         self.called = self.tree.top / 'called'
-        self.useFixture(test_cli.fixtures.EnvironmentVariable(
+        self.useFixture(fixtures.EnvironmentVariable(
             'CALLED', str(self.called)))
 
     def patch_nova(self):
@@ -94,10 +99,10 @@ class OperatorsTestCase(test_cli.CommandTestCase):
              for finding in self.read_called()[0]['findings']])
         base.write(self.patch.root, {'nova/more': 'more'})
         self.run_here('doctor')
-        patch = self.read_called()[0]['findings'][1]
-        self.assertEqual('warning', patch['state'])
+        finding = self.read_called()[0]['findings'][1]
+        self.assertEqual('warning', finding['state'])
         self.assertEqual(f'nova-sheepdog apply --nova {self.tree.top}',
-                         patch['remedy'])
+                         finding['remedy'])
 
     def assert_wrong(self, text, remedy):
         """The patch is wrong, and the host is not looked at."""
@@ -152,3 +157,18 @@ class OperatorsTestCase(test_cli.CommandTestCase):
         self.assertTrue(filters.exists())
         self.assertIn('The rootwrap filters are not installed', self.succeed(
             'apply', '--rootwrap-conf', str(other)))
+
+
+class MonitoringTestCase(testtools.TestCase):
+
+    def test_examples_use_figures_that_there_are(self):
+        root = patch.find_root()
+        source = (root / COMMANDS / 'metrics.py').read_text()
+        monitoring = root / 'packaging/monitoring'
+        json.loads((monitoring / 'dashboard.json').read_text())
+        for name in ('alerts.yaml', 'alerts_test.yaml', 'dashboard.json'):
+            used = set(re.findall(r'nova_sheepdog_(\w+)',
+                                  (monitoring / name).read_text()))
+            self.assertLess(5, len(used))
+            for figure in used:
+                self.assertIn(f"    '{figure}': '", source)
