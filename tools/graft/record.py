@@ -151,8 +151,8 @@ class Record:
 
     def owns(self, path):
         """Whether a file is one that the patch made, as it made it."""
-        return any(self._path(entry) == pathlib.Path(path) and entry['before'] is None and
-                   self._state(entry) == PATCHED
+        return any(self._path(entry) == pathlib.Path(path) and
+                   entry['before'] is None and self._state(entry) == PATCHED
                    for entry in self._entries())
 
     def states(self):

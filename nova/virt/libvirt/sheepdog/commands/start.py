@@ -25,7 +25,6 @@ from nova.i18n import _
 from nova import objects
 
 
-
 class Failure(Exception):
     """A command cannot go on; the message says what to do."""
 

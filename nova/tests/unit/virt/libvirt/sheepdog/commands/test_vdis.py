@@ -137,7 +137,8 @@ class ApiTestCase(_VdisTestCase):
         self.make(uuids.image, 'import.2c')
         self.age()
         out = self.assert_cleaned({
-            (uuids.gone + '_disk', None), (uuids.gone + '_disk', 'nova-resize'),
+            (uuids.gone + '_disk', None),
+            (uuids.gone + '_disk', 'nova-resize'),
             (uuids.gone + '_disk.eph0', None), (uuids.hidden + '_disk', None)})
         self.assertNotIn(uuids.server, out)
         self.assertLess(out.index('Deleted %s_disk@nova-resize' % uuids.gone),
@@ -257,7 +258,8 @@ class ConductorTestCase(_VdisTestCase):
     def test_clean_takes_what_was_deleted(self):
         # Another Nova, or another cell, may know the rest.
         self.assert_cleaned({
-            (uuids.gone + '_disk', None), (uuids.gone + '_disk', 'nova-resize'),
+            (uuids.gone + '_disk', None),
+            (uuids.gone + '_disk', 'nova-resize'),
             (uuids.gone + '_disk.eph0', None)})
 
     def test_many_servers(self):
