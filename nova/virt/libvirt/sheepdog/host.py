@@ -386,7 +386,7 @@ class SheepdogHost(Host):
     def get_capacity(self):
         # Nova asks once a minute.
         rootwrap.get_runner().save_calls(
-            os.path.join(lease.get_directory(), rootwrap.CALLS))
+            os.path.join(lease.locate_directory(), rootwrap.CALLS))
         space = self._get_space()
         return {name: space[name] for name in ('total', 'free', 'used')}
 

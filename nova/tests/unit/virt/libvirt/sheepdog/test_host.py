@@ -18,6 +18,7 @@ from unittest import mock
 
 import ddt
 import fixtures
+from oslo_serialization import jsonutils
 from oslo_utils.fixture import uuidsentinel as uuids
 from oslo_utils import units
 
@@ -32,7 +33,9 @@ from nova.tests.unit.virt.libvirt.sheepdog import fake_libvirt
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt.sheepdog import disks
 from nova.virt.libvirt.sheepdog import host as sheepdog_host
+from nova.virt.libvirt.sheepdog import lease
 from nova.virt.libvirt.sheepdog import migration
+from nova.virt.libvirt.sheepdog import rootwrap
 from nova.virt.libvirt.sheepdog import targets
 from nova.virt.libvirt import utils as libvirt_utils
 
@@ -312,6 +315,19 @@ class SpaceTestCase(_HostTestCase):
         self.assertEqual(
             {'total': 300, 'free': 100 * units.Gi, 'used': 200},
             self.host.get_capacity())
+
+    def test_calls_are_written_down_once_a_minute(self):
+        # For "nova-sheepdog metrics"; nothing else may suffer from it.
+        libvirt_utils.list_sheepdog_nodes()
+        self.host.get_capacity()
+        path = os.path.join(lease.get_directory(), rootwrap.CALLS)
+        self.assertFalse(os.path.exists(path))
+        self.host.get_capacity()
+        with open(path) as file:
+            calls = jsonutils.loads(file.read())
+        self.assertEqual((1, 0), (calls['dog node list']['calls'],
+                                  calls['dog node list']['failures']))
+        self.assertEqual(['calls.json'], os.listdir(lease.get_directory()))
 
     def test_capacity_is_remembered_for_a_while(self):
         """Each sheep looks at every object that it stores."""
