@@ -10,6 +10,8 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import subprocess
+
 import testtools
 from testtools import content
 
@@ -38,6 +40,15 @@ class TestContract(testtools.TestCase):
                 self.addDetail(case['title'], content.text_content(
                     'dog %s\n%s' % (' '.join(case['argv']), text)))
         self.assertEqual([], failed)
+
+
+class TestVersion(testtools.TestCase):
+
+    def test_help_begins_with_the_version(self):
+        self.assertRegex(
+            subprocess.run([clusters.get().dog, '--help'], check=True,
+                           text=True, stdout=subprocess.PIPE).stdout,
+            r'\ASheepdog administrator utility \(version 1\.0[^)]*\)\n')
 
 
 class TestModel(TestContract):

@@ -182,7 +182,7 @@ class Doctor:
             out, _err = rootwrap.run(path, '--help', timeout=20)
         except rootwrap.CommandError as e:
             raise Wrong('%s does not run: %s' % (path, e))
-        version = re.search(r'\(version (\S+)\)', out)
+        version = re.search(r'\(version ([^)]+)\)', out)
         if not version or not version.group(1).startswith('1.0'):
             raise Warn('%s is of version %s; Nova was tried with 1.0.1' % (
                 path, version.group(1) if version else 'unknown'))
