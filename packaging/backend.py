@@ -43,8 +43,9 @@ NAME = f'nova_sheepdog-{VERSION}'
 # Of every file in every archive: 1980, before which zip knows no time.
 TIME = 315532800
 
-DOCUMENTS = ('README.rst', 'LICENSE', 'doc/source/admin/sheepdog.rst',
-             'doc/source/admin/server-actions.csv')
+# Our pages, and not what goes into those of Nova.
+GUIDE = re.compile(
+    r'doc/source/((admin/sheepdog/|contributor/)?[^/]+\.(rst|csv))')
 EXAMPLES = ('sudoers', 'tgt.conf', 'nova-compute.conf', *(
     f'monitoring/{name}' for name in (
         'alerts.yaml', 'alerts_test.yaml', 'dashboard.json',
@@ -70,21 +71,24 @@ def sources():
 def installed():
     """What is installed, by its paths in the wheel: paths here, or texts."""
     files = {}
+    share = f'{NAME}.data/data/share/'
+    documents = f'{share}doc/nova-sheepdog'
     for name in sources():
-        top, _, rest = name.partition('/')
-        if top in ('nova', 'etc', 'locks'):
+        top = name.partition('/')[0]
+        if top in ('nova', 'etc', 'locks', 'releasenotes') or (
+                name.startswith('doc/source/admin/')):
             # Data of the graft: a package called nova must never be
             # installed from here.
             files[f'graft/files/{name}'] = ROOT / name
         elif re.fullmatch(r'tools/graft/[^/]+\.py', name):
             files[name[len('tools/'):]] = ROOT / name
-    share = f'{NAME}.data/data/share/'
-    for name in DOCUMENTS:
-        files[f'{share}doc/nova-sheepdog/{os.path.basename(name)}'] = (
-            ROOT / name)
+        if GUIDE.fullmatch(name):
+            files[f'{documents}/{GUIDE.fullmatch(name).group(1)}'] = (
+                ROOT / name)
+    for name in 'README.rst', 'LICENSE':
+        files[f'{documents}/{name}'] = ROOT / name
     for name in EXAMPLES:
-        files[f'{share}doc/nova-sheepdog/examples/{name}'] = (
-            ROOT / 'packaging' / name)
+        files[f'{documents}/examples/{name}'] = ROOT / 'packaging' / name
     files[f'{share}man/man1/nova-sheepdog.1'] = manual()
     files[f'{share}bash-completion/completions/nova-sheepdog'] = (
         ROOT / 'packaging/completion')
@@ -115,7 +119,7 @@ def manual():
         section('SYNOPSIS', overview),
         *(section(name.upper(), help_of(name)) for name in
           re.findall(r'(?m)^    ([a-z]+) ', overview)),
-        '.SH SEE ALSO\n/usr/share/doc/nova\\-sheepdog/sheepdog.rst\n'])
+        '.SH SEE ALSO\n/usr/share/doc/nova\\-sheepdog/index.rst\n'])
 
 
 def metadata():

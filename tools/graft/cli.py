@@ -124,7 +124,7 @@ def _parser():
     command.add_argument(
         '--with-tests', action='store_true',
         help='add what is below nova/tests as well, a simulated cluster '
-        'among it; never on a host that runs servers')
+        'among it, and in a source tree the documents; never on a host that runs servers')
     add_for_nova(
         _revert, 'Take the patch back',
         'Every file of Nova becomes what it was, byte for byte, and every '
@@ -143,14 +143,14 @@ def _parser():
     forms = command.add_mutually_exclusive_group()
     forms.add_argument(
         '--installed', action='store_true',
-        help='leave out what only a source tree has, tests and rootwrap '
-        'filters: for "patch -p1" in the directory that holds the nova '
+        help='leave out what only a source tree has, tests, documents and '
+        'rootwrap filters: for "patch -p1" in the directory that holds the nova '
         'package (default for a Nova that is installed)')
     forms.add_argument(
         '--prefix', metavar='DIR',
         help='for "patch -p0" in / where the nova package is in DIR, as in '
-        'Kolla\'s images: without tests, and with the filters in '
-        '/etc/nova/rootwrap.d')
+        'Kolla\'s images: without tests and documents, and with the filters '
+        'in /etc/nova/rootwrap.d')
     add_for_nova(
         _check, 'Say whether the patch fits, and what does not',
         'It also says whether the patch was tested with this release. Exit '
@@ -309,10 +309,8 @@ def _status(arguments):
 
 def _pristine(arguments):
     """Function that reads the pristine files, the release, and its form."""
-    if arguments.release:
-        wheel = tree.download(arguments.release)
-        return wheel.read, wheel.release, True
-    nova = tree.find(arguments.nova)
+    nova = (tree.download(arguments.release) if arguments.release else
+            tree.find(arguments.nova))
     done = record.Record(nova)
     _refuse_edited(done)
     return done.read, nova.release, nova.is_source

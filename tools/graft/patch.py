@@ -20,10 +20,15 @@ import pathlib
 import typing as ty
 
 import graft
+from graft import page
 from graft import source
 from graft import weave
 
 ROOTWRAP_DIRECTORY = 'etc/nova/rootwrap.d/'
+# What the patch adds to: all that is below these, of which only the first two
+# are installed.
+TOPS = ('nova', 'etc', 'doc/source/admin', 'releasenotes/notes')
+DOCUMENTS = ('doc/', 'releasenotes/')
 TESTS = 'nova/tests/'
 
 
@@ -60,6 +65,8 @@ def find_root():
 class Patch:
     """All files of the patch.
 
+    :param with_tests: whether tests and documents count, which no server
+        needs
     :ivar files: their paths on disk, by their paths in Nova's source tree
     """
 
@@ -67,7 +74,8 @@ class Patch:
         self.root = pathlib.Path(root or find_root())
         self.version = graft.__version__
         self.files = {}
-        for top in ('nova', 'etc'):
+        left_out = () if with_tests else (TESTS, *DOCUMENTS)
+        for top in TOPS:
             for directory, names, files in os.walk(self.root / top):
                 names[:] = [name for name in sorted(names)
                             if name != '__pycache__' and name[0] != '.']
@@ -75,7 +83,7 @@ class Patch:
                     path = pathlib.Path(directory, name)
                     relative = path.relative_to(self.root).as_posix()
                     if (path.suffix != '.pyc' and name[0] != '.' and
-                            (with_tests or not relative.startswith(TESTS))):
+                            not relative.startswith(left_out)):
                         self.files[relative] = path
 
     @property
@@ -103,7 +111,11 @@ class Patch:
         :raises source.Misfit: the patch does not fit; it has all problems
         """
         changes, problems = [], []
+        # One that is installed has no documents to add to.
+        has_documents = read('doc/source/conf.py') is not None
         for name, path in self.files.items():
+            if name.startswith(DOCUMENTS) and not has_documents:
+                continue
             before = read(name)
             try:
                 after = self._after(name, before, release)
@@ -126,11 +138,14 @@ class Patch:
             text = after.decode()
         except UnicodeDecodeError as error:
             raise source.Misfit([f'{name}: not a text in UTF-8: {error}'])
-        if name.endswith('.py') and source.is_fragment(text, name):
+        is_page = name.endswith('.rst') and page.is_fragment(text)
+        if is_page or (name.endswith('.py') and
+                       source.is_fragment(text, name)):
             if before is None:
                 raise source.Misfit([f'{name}: Nova {release} has no such '
                                      'file'])
-            return weave.weave(text, before.decode(), name, release).encode()
+            into = page.weave if is_page else weave.weave
+            return into(text, before.decode(), name, release).encode()
         if before not in (None, after):
             raise source.Misfit([
                 f'{name}: Nova {release} has a file of this name, and the '

@@ -12,6 +12,7 @@
 
 """Where a Nova is, which one it is, and what it holds."""
 
+import contextlib
 import csv
 import email
 import glob
@@ -24,7 +25,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 
 from graft import GraftError
 
@@ -151,36 +151,11 @@ class Nova:
         return next(filter(pathlib.Path.exists, candidates), None)
 
 
-class Wheel:
-    """A Nova as PyPI has it.
-
-    :ivar release: its version
-    """
-
-    def __init__(self, path, release):
-        self.release = release
-        self.path = path
-        try:
-            self._archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise GraftError(f'{path}: {error}. Remove the file and try '
-                             'again.')
-
-    def read(self, path):
-        """Content of a path of Nova's source tree, None when absent."""
-        if path.startswith('etc/'):
-            path = f'nova-{self.release}.data/data/{path}'
-        try:
-            return self._archive.read(path)
-        except KeyError:
-            return None
-
-
 def download(release):
-    """Get a release of Nova from PyPI, once.
+    """Get the source of a release of Nova from PyPI, once.
 
     :param release: its version, like 34.0.0
-    :returns: Wheel
+    :returns: Nova
     :raises GraftError: pip did not get it
     """
     if not re.fullmatch(r'[0-9]+(\.[0-9]+)+([.a-z0-9]+)?', release):
@@ -188,23 +163,29 @@ def download(release):
                          'one looks like 34.0.0.')
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or
                          pathlib.Path.home() / '.cache', 'nova-sheepdog')
-    name = f'nova-{release}-py3-none-any.whl'
+    name = f'nova-{release}'
     if not (cache / name).exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as directory:
             _run_pip(release, directory)
             found = os.listdir(directory)
-            if found != [name]:
+            if found != [f'{name}.tar.gz']:
                 raise GraftError(f'pip brought {found} for nova=={release}, '
-                                 f'not {name}. Name the release in full.')
-            os.replace(os.path.join(directory, name), cache / name)
-    return Wheel(cache / name, release)
+                                 f'not {name}.tar.gz. Name the release in '
+                                 'full.')
+            shutil.unpack_archive(f'{directory}/{found[0]}', directory)
+            # Another run may have been faster.
+            with contextlib.suppress(OSError):
+                os.rename(f'{directory}/{name}', cache / name)
+    return find(cache / name)
 
 
 def _run_pip(release, directory):
+    # The wheel has no documentation. For the name of the source pip asks the
+    # source itself, which needs pbr; pip gets that too.
     done = subprocess.run(
         [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps',
-         '--only-binary', ':all:', '--ignore-requires-python',
+         '--no-binary', 'nova', '--ignore-requires-python',
          '--dest', directory, f'nova=={release}'],
         stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:

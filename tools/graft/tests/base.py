@@ -17,6 +17,7 @@ import csv
 import hashlib
 import os
 import pathlib
+import shutil
 import textwrap
 import zipfile
 
@@ -53,6 +54,18 @@ opts = [
     cfg.StrOpt('images_type', choices=('raw', 'rbd')),
 ]
 '''
+INDEX = '''\
+Guides
+======
+
+.. toctree::
+
+   flavors
+   quotas
+
+All have
+been read.
+'''
 NOVA = {
     'nova/__init__.py': '',
     'nova/version.py': '',
@@ -60,6 +73,8 @@ NOVA = {
     'nova/conf/libvirt.py': OPTIONS,
     'nova/virt/libvirt/driver.py': DRIVER,
     'etc/nova/rootwrap.d/compute.filters': '[Filters]\n',
+    'doc/source/conf.py': '',
+    'doc/source/admin/index.rst': INDEX,
 }
 PATCH = {
     'nova/virt/libvirt/driver.py': '''\
@@ -88,6 +103,16 @@ substitute('', 'opts = [', "'rbd'", "'rbd', 'sheepdog'")
     'nova/virt/sheepdog/tool': '#!/bin/sh\n',
     'nova/virt/notes.txt': 'no line end',
     'etc/nova/rootwrap.d/sheepdog.filters': '[Filters]\ndog: dog\n',
+    'doc/source/admin/index.rst': '''\
+.. after: flavors
+
+   sheepdog
+
+.. after: been read.
+
+This one too.
+''',
+    'doc/source/admin/sheepdog.rst': 'Sheepdog\n========\n',
 }
 
 
@@ -129,6 +154,33 @@ def make_wheel(directory):
         for name, content in files.items():
             archive.writestr(name, content)
     return path
+
+
+def make_source(directory):
+    """Make a source distribution of Nova as PyPI has it.
+
+    :returns: its path
+    """
+    top = pathlib.Path(directory, 'nova-34.0.0')
+    write(top, NOVA)
+    write(top, {
+        'PKG-INFO': 'Metadata-Version: 2.1\nName: nova\nVersion: 34.0.0\n',
+        # It needs no network, other than that of Nova.
+        'pyproject.toml': '[build-system]\nrequires = []\n'
+            'build-backend = "backend"\nbackend-path = ["."]\n',
+        'backend.py': textwrap.dedent("""\
+            import os
+            import shutil
+
+            def prepare_metadata_for_build_wheel(directory, settings=None):
+                os.mkdir(f'{directory}/nova-34.0.0.dist-info')
+                shutil.copy('PKG-INFO',
+                            f'{directory}/nova-34.0.0.dist-info/METADATA')
+                return 'nova-34.0.0.dist-info'
+            """)})
+    archive = shutil.make_archive(top, 'gztar', directory, top.name)
+    shutil.rmtree(top)
+    return pathlib.Path(archive)
 
 
 class Patch(fixtures.Fixture):

@@ -249,7 +249,7 @@ class SourceTreeTestCase(CommandTestCase):
         other = self.useFixture(base.SourceTree()).top
         subprocess.run(['patch', '-s', '-p1', '--fuzz=0'], cwd=other,
                        input=text.encode(), check=True)
-        self.succeed('apply')
+        self.succeed('apply', '--with-tests')
         self.assertEqual(text, self.succeed('diff'))
         made = {name: content for name, (_, content)
                 in base.read(self.tree.top).items()

@@ -107,7 +107,7 @@ class BuildTestCase(testtools.TestCase):
              '--no-index', '--disable-pip-version-check', tree], check=True)
         self.assertEqual(before, base.read(tree))
         for path in ('bin/nova-sheepdog', 'share/man/man1/nova-sheepdog.1',
-                     'share/doc/nova-sheepdog/sheepdog.rst'):
+                     'share/doc/nova-sheepdog/index.rst'):
             self.assertTrue((venv / path).exists(), path)
         subprocess.run([venv / 'bin/nova-sheepdog', '--version'], check=True,
                        stdout=subprocess.DEVNULL)
