@@ -29,7 +29,10 @@ releases between the oldest and the newest:
   sample              server actions while calls of dog and tgtadm fail: some
                       cases, for 90 seconds
   chaos               50 servers and 8 users for ten minutes, on two hosts,
-                      while processes are killed and calls fail; needs root
+                      while processes are killed and calls fail; needs root.
+                      On a real cluster the sheep whose process ids
+                      SHEEPDOG_PIDS lists are stopped and continued. Fewer:
+                      "tox -e chaos -- --servers 8 --users 4 --seconds 60"
   faults              all cases of sample, for two hours or so, and chaos
   functional-RELEASE  servers through Nova's API, with a real libvirtd, QEMU
                       and tgtd; needs root. A test that fails is run again:

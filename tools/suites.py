@@ -22,10 +22,13 @@ import argparse
 import ast
 import os
 import pathlib
+import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import environment
@@ -455,9 +458,27 @@ def sample(suite):
     run_cases(suite, '--seconds', '90')
 
 
+def stop_sheep(ended):
+    """Stop one of the sheep of SHEEPDOG_PIDS after the other for a while.
+
+    :param ended: threading.Event, set when that is enough
+    """
+    pids = [int(pid) for pid in os.environ.get('SHEEPDOG_PIDS', '').split()]
+    while pids and not ended.wait(random.uniform(2, 10)):
+        pid = random.choice(pids)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            # Longer than dog is waited for there
+            ended.wait(random.uniform(1, 15))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
 def chaos(suite, *options):
     """Many servers with real guests, while all goes wrong that can."""
     said = []
+    ended = threading.Event()
+    stopping = threading.Thread(target=stop_sheep, args=(ended,))
     with network.start(
             [*in_testbed(suite, True), suite.venv / 'bin/python', '-m',
              'nova.tests.functional.libvirt.sheepdog_chaos', *options],
@@ -465,11 +486,16 @@ def chaos(suite, *options):
             env=dict(os.environ, PYTHONWARNINGS='ignore'),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             universal_newlines=True) as process:
+        stopping.start()
         for line in process.stdout:
             if line.startswith('chaos: '):
                 print(line, end='', flush=True)
                 suite.told.append(line.strip())
+            if line.startswith('chaos: nothing goes wrong'):
+                ended.set()
             said.append(line)
+        ended.set()
+        stopping.join()
         process.wait()
     # Of each line that tells how far it is, the last one will do.
     del suite.told[1:-5]
@@ -529,6 +555,8 @@ def main():
                'unit-%s.' % (', '.join(SUITES), ', '.join(OF_A_RELEASE),
                              environment.releases()[-1]))
     parser.add_argument('suite', metavar='SUITE[-RELEASE]', nargs='?')
+    parser.add_argument('arguments', nargs=argparse.REMAINDER,
+                        help='of chaos; "chaos --help" lists them')
     parser.add_argument('--list', action='store_true', help='print the names '
                         'of the suites that run_tests.sh runs')
     options = parser.parse_args()
@@ -549,7 +577,7 @@ def main():
     if kind not in WITHOUT_NOVA and pathlib.Path(sys.prefix) != suite.venv:
         venv = prepare(release)
         os.execv(venv / 'bin/python', [venv / 'bin/python', *sys.argv])
-    SUITES[kind](suite)
+    SUITES[kind](suite, *options.arguments)
     print('%s: %s' % (name, suite.counts))
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / name).write_text('%d %d %d\n%s' % (
