@@ -166,7 +166,8 @@ def _dog(
         LOG.warning("'%(command)s' failed: %(reason)s",
                     {'command': ' '.join(command), 'reason': reason})
     vdis = [word for word in arguments if '_' in word]
-    raise kind(reason=(vdis and 'VDI %s: ' % vdis[-1] or '') + reason)
+    raise kind(reason=(sheep and 'sheep %s:%s: ' % sheep or '') +
+               (vdis and 'VDI %s: ' % vdis[-1] or '') + reason)
 
 
 @contextlib.contextmanager

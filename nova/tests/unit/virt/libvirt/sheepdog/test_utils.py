@@ -555,6 +555,13 @@ class SpaceTestCase(_UtilsTestCase):
              'free': int(free) / 2, 'raw': int(free)},
             libvirt_utils.get_sheepdog_space())
 
+    def test_which_sheep_does_not_tell_its_space(self):
+        self.sheepdog.fault('hang', subcommand='node md info', skip=1)
+        self.assertRaisesRegex(
+            exception.SheepdogUnreachable,
+            r'sheep 127\.0\.0\.1:7001: no answer within',
+            libvirt_utils.get_sheepdog_space)
+
     def test_space_without_that_of_gateways(self):
         spaces = []
         for gateways in 0, 2:
