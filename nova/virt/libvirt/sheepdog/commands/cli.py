@@ -121,7 +121,8 @@ def show_findings(findings, as_json):
     :returns: exit status
     """
     if as_json:
-        print(json.dumps(findings, indent=1))
+        # The tool that patches Nova has no oslo.serialization.
+        print(json.dumps(findings, indent=1))  # noqa: N324
     else:
         for finding in findings:
             print('%(state)-12s %(check)s: %(text)s' % finding)

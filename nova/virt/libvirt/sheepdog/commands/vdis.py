@@ -13,10 +13,11 @@
 """What Nova has in the cluster, and what of it nobody needs."""
 
 import collections
-import json
 import re
 import sys
 import time
+
+from oslo_serialization import jsonutils
 
 import nova.conf
 from nova import exception
@@ -179,7 +180,7 @@ def _show_table(found):
 
 def _show_json(found):
     exported = _list_exported()
-    print(json.dumps([{
+    print(jsonutils.dumps([{
         **each.vdi._asdict(), 'owner': each.owner, 'disk': each.disk,
         'state': each.state, 'host': each.host,
         'transport': _find_transport(each, exported),

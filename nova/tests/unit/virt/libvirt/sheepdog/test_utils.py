@@ -556,10 +556,11 @@ class SpaceTestCase(_UtilsTestCase):
             libvirt_utils.get_sheepdog_space())
 
     def test_which_sheep_does_not_tell_its_space(self):
+        self.flags(images_sheepdog_timeout=1, group='libvirt')
         self.sheepdog.fault('hang', subcommand='node md info', skip=1)
         self.assertRaisesRegex(
             exception.SheepdogUnreachable,
-            r'sheep 127\.0\.0\.1:7001: no answer within',
+            'sheep %s: no answer within' % self.sheepdog.sheep()[1],
             libvirt_utils.get_sheepdog_space)
 
     def test_space_without_that_of_gateways(self):

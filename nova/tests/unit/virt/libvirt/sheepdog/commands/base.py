@@ -15,11 +15,11 @@
 import contextlib
 import http.server
 import io
-import json
 import os
 import threading
 
 import fixtures
+from oslo_serialization import jsonutils
 from oslo_utils.fixture import uuidsentinel as uuids
 from oslo_utils import units
 
@@ -55,7 +55,7 @@ class Nova(fixtures.Fixture):
                 nova.asked.append(path)
                 status, body = nova.answers.get(path) or nova.answer(
                     path, query)
-                text = json.dumps(body).encode()
+                text = jsonutils.dumps(body).encode()
                 self.send_response(status)
                 self.send_header('Content-Type', 'application/json')
                 self.send_header('Content-Length', str(len(text)))

@@ -10,7 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-import json
 import pwd
 import socket
 from unittest import mock
@@ -18,6 +17,7 @@ from unittest import mock
 import ddt
 import fixtures
 from oslo_concurrency import processutils
+from oslo_serialization import jsonutils
 from oslo_utils.fixture import uuidsentinel as uuids
 import psutil
 
@@ -89,7 +89,7 @@ class _DoctorTestCase(base.CommandTestCase):
         """Run it, and return its exit status and findings by check."""
         status, out, err = self.run_command('doctor', '--json')
         self.assertEqual('', err)
-        return status, {each['check']: each for each in json.loads(out)}
+        return status, {each['check']: each for each in jsonutils.loads(out)}
 
     def assert_found(self, state, check, text, remedy):
         """Run it, and see what it says of what is not well."""

@@ -123,9 +123,9 @@ class MetricsTestCase(base.CommandTestCase):
                      ('base_image_created_timestamp_seconds', *sorted(
                          (uuids.image, '0a')))):
             self.assertAlmostEqual(time.time(), found[name], delta=60)
-        self.assertEqual(
-            found['cluster_size_bytes',],
-            found['cluster_used_bytes',] + found['cluster_free_bytes',])
+        size, used, free = (found[('cluster_%s_bytes' % name,)]
+                            for name in ('size', 'used', 'free'))
+        self.assertEqual(size, used + free)
 
     def test_nova_does_not_answer(self):
         self.start_api()

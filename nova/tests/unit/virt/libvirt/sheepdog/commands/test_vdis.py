@@ -10,7 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-import json
 import os
 import re
 import subprocess
@@ -21,6 +20,7 @@ import time
 
 import ddt
 import fixtures
+from oslo_serialization import jsonutils
 from oslo_utils.fixture import uuidsentinel as uuids
 
 from nova import objects
@@ -113,7 +113,7 @@ class ApiTestCase(_VdisTestCase):
 
     def test_json(self):
         self.age()
-        found = {(each['name'], each['tag']): each for each in json.loads(
+        found = {(each['name'], each['tag']): each for each in jsonutils.loads(
             self.succeed('vdis', '--json'))}
         each = found[uuids.server + '_disk', None]
         self.assertAlmostEqual(time.time(), each.pop('created'), delta=60)
