@@ -22,6 +22,7 @@ TESTS = ROOT / 'nova/tests/functional/libvirt'
 
 sys.path.insert(0, str(ROOT / 'tools'))
 
+from graft import page  # noqa: E402
 import sizes  # noqa: E402
 
 project = 'nova-sheepdog'
@@ -31,6 +32,11 @@ openstackdocs_auto_name = False
 openstackdocs_auto_version = False
 openstackdocs_use_storyboard = False
 html_theme = 'openstackdocs'
+# What goes into pages of Nova.
+exclude_patterns = [
+    str(path.relative_to(ROOT / 'doc/source'))
+    for path in (ROOT / 'doc/source/admin').rglob('*.rst')
+    if page.is_fragment(path.read_text(encoding='utf-8'))]
 nitpicky = True
 
 

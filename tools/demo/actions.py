@@ -24,7 +24,7 @@ import time
 import unittest
 
 TABLE = (pathlib.Path(__file__).resolve().parents[2] /
-         'doc/source/admin/server-actions.csv')
+         'doc/source/server-actions.csv')
 PACKAGE = 'nova.tests.functional.libvirt.'
 # What Nova's test cases read: seconds that one may take, and whether to keep
 # what it prints for a failure.
