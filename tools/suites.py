@@ -24,6 +24,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -306,14 +307,46 @@ def mypy(suite, release, venv, directory):
 
 
 def docs(suite):
-    """Build the documentation; each warning is a failure."""
-    suite.command('sphinx-build', 'sphinx-build', '-W', '--keep-going', '-qE',
+    """Build the documentation, ours and Nova's; each warning is a failure."""
+    sphinx_build = ['sphinx-build', '-W', '--keep-going', '-qE']
+    suite.command('sphinx-build', *sphinx_build,
                   ROOT / 'doc/source', ROOT / 'doc/build/html', cwd=ROOT)
+    release = environment.releases()[-1]
+    source, venv = prepare(release, '--source'), prepare(release)
+    with tempfile.TemporaryDirectory() as directory:
+        nova = pathlib.Path(shutil.copytree(source, directory + '/nova'))
+        # A release note is of the branch that it was committed to, and here
+        # is none of Nova's: the page for what is new has ours alone.
+        shutil.rmtree(nova / 'releasenotes/notes')
+        for page in (nova / 'releasenotes/source').glob('*.rst'):
+            if page.stem != 'unreleased':
+                page.unlink()
+        suite.command('patch', venv / 'bin/nova-sheepdog', 'apply',
+                      '--with-tests', '--nova', nova)
+        git = ['git', '-c', 'user.name=tests', '-c', 'user.email=tests@tests']
+        for arguments in (['init', '-q'], ['add', 'releasenotes'],
+                          ['commit', '-qm', 'all']):
+            subprocess.run([*git, *arguments], cwd=nova, check=True)
+        # What Nova's documentation imports is in the environment of Nova.
+        variables = dict(os.environ, PYTHONWARNINGS='ignore',
+                         PYTHONPATH='%s:%s' % (nova, next(
+                             venv.glob('lib/python3*/site-packages'))))
+        suite.command(
+            'documentation of Nova %s' % release, *sphinx_build, '-j', 'auto',
+            'doc/source', 'doc/build', cwd=nova, env=variables)
+        suite.command(
+            'release notes of Nova %s' % release, *sphinx_build, '-D',
+            'master_doc=unreleased', 'releasenotes/source',
+            'releasenotes/build', cwd=nova, env=variables)
 
 
 def graft(suite):
-    """The tests of tools/graft."""
+    """The tests of tools/graft, with an installed Nova and two sources."""
     tests = ROOT / 'tools/graft/tests'
+    releases = environment.usable_releases()
+    os.environ['NOVA_TREES'] = ':'.join(map(str, (
+        suite.packages, prepare(releases[0], '--source'),
+        prepare(releases[-1], '--source'))))
     suite.stestr(ROOT / 'tools', tests)
 
 
