@@ -32,6 +32,10 @@ openstackdocs_auto_name = False
 openstackdocs_auto_version = False
 openstackdocs_use_storyboard = False
 html_theme = 'openstackdocs'
+# The table of contents is at the left of each page, and once.
+html_theme_options = {'display_toc': False}
+html_static_path = ['_static']
+html_css_files = ['tables.css']
 # What goes into pages of Nova.
 exclude_patterns = [
     str(path.relative_to(ROOT / 'doc/source'))
