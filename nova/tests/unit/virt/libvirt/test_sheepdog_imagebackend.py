@@ -16,7 +16,6 @@ import subprocess
 from unittest import mock
 
 import ddt
-import fixtures
 from oslo_utils import units
 from oslo_utils import uuidutils
 
@@ -46,8 +45,6 @@ class _SheepdogTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
     def setUp(self):
         super().setUp()
         self.start_cluster()
-        self.flags(
-            instances_path=self.useFixture(fixtures.TempDir()).path)
         self.host = self.make_host()
         self.instance = objects.Instance(
             id=1, uuid=uuidutils.generate_uuid(), host=CONF.host,
@@ -62,14 +59,9 @@ class _SheepdogTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
             self.fetch(target))
         self.fetched = 0
 
-    def start_cluster(self):
-        self.start_model()
-
     def make_host(self):
         host = super().make_host()
-        host.images.transfer = base.ModelTransfer(self.sheepdog)
-        # It would ask qemu-img.
-        self.patch_object(images.disk, 'get_disk_size', new=os.path.getsize)
+        host.images.transfer = self.make_transfer()
         return host
 
     def fetch(self, target, **kwargs):
@@ -425,12 +417,7 @@ class TemporaryImageTestCase(_SheepdogTestCase):
 class CopyTestCase(_SheepdogTestCase):
     """What qemu-img copies in and out, by tgtd."""
 
-    def start_cluster(self):
-        self.start_sheepdog()
-        self.start_tgtd()
-
-    def make_host(self):
-        return base.SheepdogTestMixin.make_host(self)
+    IS_REAL = True
 
     def unshelve(self, size=None):
         return self.boot(

@@ -28,8 +28,11 @@ from nova.tests.fixtures.sheepdog import waiting
 from nova.tests.fixtures import tgtd as tgtd_fixture
 from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt.sheepdog import host as sheepdog_host
+from nova.virt.libvirt.sheepdog import images
+from nova.virt.libvirt.sheepdog import lease
 from nova.virt.libvirt.sheepdog import rootwrap
 from nova.virt.libvirt.sheepdog import targets
+from nova.virt.libvirt.sheepdog import transfer
 
 
 class Clock:
@@ -99,6 +102,17 @@ class SheepdogTestMixin:
     what rootwrap allows.
     """
 
+    # Whether start_cluster() starts processes
+    IS_REAL = False
+
+    def start_cluster(self):
+        """Start a cluster and tgtd."""
+        if self.IS_REAL:
+            self.start_sheepdog()
+            self.start_tgtd()
+        else:
+            self.start_model()
+
     def start_sheepdog(self, **kwargs):
         self.sheepdog = self.useFixture(
             sheepdog_fixture.SheepdogFixture(**kwargs))
@@ -127,6 +141,8 @@ class SheepdogTestMixin:
             return out, err
 
         self.patch_object(processutils, 'execute', new=execute_in_model)
+        # It would ask qemu-img.
+        self.patch_object(images.disk, 'get_disk_size', new=os.path.getsize)
         self._configure()
         path = self.useFixture(fixtures.TempDir()).join('control')
         self.patch_object(targets, 'CONTROL_SOCKET', new=path)
@@ -135,6 +151,7 @@ class SheepdogTestMixin:
     def _configure(self):
         self.useFixture(fixtures.MonkeyPatch(
             'nova.utils.get_root_helper', lambda: 'env'))
+        self.flags(instances_path=self.useFixture(fixtures.TempDir()).path)
         self.flags(disable_rootwrap=True, group='workarounds')
         # The runner reads nova.conf once.
         rootwrap.stop()
@@ -182,6 +199,12 @@ class SheepdogTestMixin:
         self.patch_object(
             targets, 'CONTROL_SOCKET', new=self.tgtd.control_socket)
 
+    def make_transfer(self):
+        """Make what copies images in and out."""
+        if self.IS_REAL:
+            return transfer.Transfer(targets.Targets('iscsi'))
+        return ModelTransfer(self.sheepdog)
+
     def make_host(self):
         """Make what the driver holds, and have the image backend use it.
 
@@ -198,6 +221,14 @@ class SheepdogTestMixin:
         self.useFixture(fixtures.MonkeyPatch(
             'nova.virt.libvirt.imagebackend.Sheepdog.host', host))
         return host
+
+    def set_clock(self, *modules):
+        """Have modules use a Clock, and leases be renewed at short intervals.
+        """
+        self.clock = Clock()
+        for module in modules:
+            self.patch_object(module, 'time', new=self.clock)
+        self.patch_object(lease, 'RENEWAL', new=0.01)
 
     def start_thread(self, function, *args, **kwargs):
         """Have a thread do what another host or server would.

@@ -39,7 +39,7 @@ class _DisksTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
 
     def setUp(self):
         super().setUp()
-        self.start_model()
+        self.start_cluster()
         self.save = self.patch_object(objects.Instance, 'save')
         self.instance = self.disks = None
         self.make_server()

@@ -17,7 +17,6 @@ import threading
 from unittest import mock
 
 import ddt
-import fixtures
 from oslo_serialization import jsonutils
 from oslo_utils.fixture import uuidsentinel as uuids
 from oslo_utils import units
@@ -96,18 +95,10 @@ class OtherBackendTestCase(test.NoDBTestCase):
 
 class _HostTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
 
-    # Whether the cluster and tgtd are those of another process.
-    IS_REAL = False
-
     def setUp(self):
         super().setUp()
-        if self.IS_REAL:
-            self.start_sheepdog()
-            self.start_tgtd()
-        else:
-            self.start_model()
-        self.flags(instances_path=self.useFixture(fixtures.TempDir()).path,
-                   force_raw_images=True, host='here')
+        self.start_cluster()
+        self.flags(force_raw_images=True, host='here')
         self.flags(virt_type='qemu', group='libvirt')
         self.patch_object(libvirt_guest, 'libvirt', new=LIBVIRT)
         # Its calls tell how often the database is asked.

@@ -33,8 +33,6 @@ from nova.virt import images as virt_images
 from nova.virt.libvirt.sheepdog import images
 from nova.virt.libvirt.sheepdog import lease
 from nova.virt.libvirt.sheepdog import rootwrap
-from nova.virt.libvirt.sheepdog import targets
-from nova.virt.libvirt.sheepdog import transfer
 from nova.virt.libvirt import utils as libvirt_utils
 
 CONF = nova.conf.CONF
@@ -53,11 +51,7 @@ class _ImagesTestCase(base_test.SheepdogTestMixin, test.NoDBTestCase):
     def setUp(self):
         super().setUp()
         self.start_cluster()
-        self.flags(instances_path=self.useFixture(fixtures.TempDir()).path)
-        self.clock = base_test.Clock()
-        for module in images, lease:
-            self.patch_object(module, 'time', new=self.clock)
-        self.patch_object(lease, 'RENEWAL', new=0.01)
+        self.set_clock(images, lease)
         # Each thread of a test is another host.
         self.lockutils = self.patch_object(images, 'lockutils')
         self.lockutils.internal_lock = lambda name: threading.Lock()
@@ -68,14 +62,9 @@ class _ImagesTestCase(base_test.SheepdogTestMixin, test.NoDBTestCase):
         self.patch_object(libvirt_utils, 'fetch_image', new=self.fetch)
         self.fetched = 0
 
-    def start_cluster(self):
-        self.start_model()
-        # It would ask qemu-img.
-        self.patch_object(images.disk, 'get_disk_size', new=os.path.getsize)
-
     def make_images(self):
         """Make what a host has of images."""
-        return images.Images(base_test.ModelTransfer(self.sheepdog))
+        return images.Images(self.make_transfer())
 
     @staticmethod
     def make_image():
@@ -659,12 +648,7 @@ class WaitingTestCase(_ImagesTestCase):
 class ImporterProcessTestCase(_ImagesTestCase):
     """A process that imports is killed, and its dog is not."""
 
-    def start_cluster(self):
-        self.start_sheepdog()
-        self.start_tgtd()
-
-    def make_images(self):
-        return images.Images(transfer.Transfer(targets.Targets('iscsi')))
+    IS_REAL = True
 
     def _start_importer(self):
         """Have a process make a base, as another host would."""

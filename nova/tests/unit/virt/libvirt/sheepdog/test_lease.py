@@ -16,7 +16,6 @@ import threading
 from unittest import mock
 
 import ddt
-import fixtures
 from oslo_utils import units
 from oslo_utils import uuidutils
 
@@ -41,11 +40,8 @@ class _LeaseTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
 
     def setUp(self):
         super().setUp()
-        self.start_model()
-        self.flags(instances_path=self.useFixture(fixtures.TempDir()).path)
-        self.patch_object(lease, 'RENEWAL', new=0.01)
-        self.clock = base.Clock()
-        self.patch_object(lease, 'time', new=self.clock)
+        self.start_cluster()
+        self.set_clock(lease)
         self.key = uuidutils.generate_uuid()
         # Two hosts.
         self.leases = lease.Leases()

@@ -36,26 +36,32 @@ PREFIX = libvirt_utils.get_sheepdog_iqn(OWNER + '_')
 OTHERS_IQN = 'iqn.2010-10.org.openstack:volume-1'
 
 
-def tgtadm(*arguments):
-    """Run tgtadm as an administrator does, and return what it says."""
-    return subprocess.run(
-        ['tgtadm', '--lld', 'iscsi', '--mode', *arguments],
-        capture_output=True, text=True, check=True).stdout
-
-
-def add_target(number, iqn):
-    tgtadm('target', '--op', 'new', '--tid', str(number), '-T', iqn)
-
-
 class _TargetsTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
 
     def setUp(self):
         super().setUp()
-        self.start_sheepdog()
-        self.start_tgtd()
+        self.start_cluster()
         for vdi in VDI, SWAP, SCRATCH:
             libvirt_utils.create_sheepdog_vdi(vdi, 8 * units.Mi)
         self.targets = targets.Targets('iscsi')
+
+    def tgtadm(self, *arguments):
+        """Run tgtadm as an administrator does, and return what it says."""
+        command = 'tgtadm', '--lld', 'iscsi', '--mode', *arguments
+        if self.IS_REAL:
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True).stdout
+        status, out, err = self.sheepdog.execute(*command)
+        self.assertEqual((0, b''), (status, err))
+        return out.decode()
+
+    def add_target(self, number, iqn):
+        self.tgtadm('target', '--op', 'new', '--tid', str(number), '-T', iqn)
+
+
+class _ProcessTestCase(_TargetsTestCase):
+
+    IS_REAL = True
 
     def install_tgtadm(self, case):
         """Have tgtadm do something else in some cases.
@@ -120,6 +126,22 @@ class CheckTestCase(_TargetsTestCase):
         self.assertRaisesRegex(
             exception.TgtUnreachable, 'tgt daemon', targets.check)
 
+    def test_list(self):
+        self.add_target(7, OTHERS_IQN)
+        self.add_target(1000000007, IQN)
+        self.assertEqual({IQN: 1000000007}, targets.list_targets())
+        self.tgtd.stop()
+        self.assertEqual({}, targets.list_targets())
+
+
+class CheckProcessTestCase(_ProcessTestCase):
+
+    def test_check_gateway(self):
+        targets.check_gateway()
+        self.sheepdog.kill()
+        self.assertRaises(exception.SheepdogUnreachable,
+                          targets.check_gateway)
+
     def test_check_without_the_backing_store(self):
         self.install('tgtadm', """
             echo 'System:'
@@ -130,12 +152,6 @@ class CheckTestCase(_TargetsTestCase):
             exception.TgtError, 'no backing store named sheepdog',
             targets.check)
 
-    def test_check_gateway(self):
-        targets.check_gateway()
-        self.sheepdog.kill()
-        self.assertRaises(exception.SheepdogUnreachable,
-                          targets.check_gateway)
-
     def test_tgtd_start(self):
         first = targets.get_tgtd_start()
         self.assertIsNotNone(first)
@@ -145,13 +161,6 @@ class CheckTestCase(_TargetsTestCase):
         self.assertNotIn(targets.get_tgtd_start(), (None, first))
         os.unlink(self.tgtd.control_socket)
         self.assertIsNone(targets.get_tgtd_start())
-
-    def test_list(self):
-        add_target(7, OTHERS_IQN)
-        add_target(1000000007, IQN)
-        self.assertEqual({IQN: 1000000007}, targets.list_targets())
-        self.tgtd.stop()
-        self.assertEqual({}, targets.list_targets())
 
     def test_list_of_what_is_said_otherwise(self):
         self.install('tgtadm', """
@@ -212,21 +221,66 @@ class GuestTestCase(test.NoDBTestCase):
         self.assertEqual({IQN: VDI}, targets.get_exports(config))
 
 
-@ddt.ddt
 class ExportTestCase(_TargetsTestCase):
+
+    def test_number_is_one_of_ours(self):
+        for number in 1, 2, 4:
+            self.add_target(number, '%s%d' % (OTHERS_IQN, number))
+        self.targets.export({IQN: VDI, SWAP_IQN: SWAP})
+        numbers = targets.list_targets()
+        self.assertEqual({IQN, SWAP_IQN}, set(numbers))
+        for number in numbers.values():
+            self.assertLessEqual(1000000000, number)
+            self.assertLess(number, 2000000000)
+        self.targets.unexport(PREFIX)
+        self.assertEqual(
+            ['Target %d: %s%d' % (number, OTHERS_IQN, number)
+             for number in (1, 2, 4)],
+            [line for line in
+             self.tgtadm('target', '--op', 'show').splitlines()
+             if line.startswith('Target')])
+
+    def test_last_number_that_is_taken(self):
+        self.add_target(1999999999, OTHERS_IQN)
+        with mock.patch.object(targets.uuid, 'uuid5', return_value=mock.Mock(
+                int=7 * 10 ** 9 - 1, hex='a' * 32)):
+            self.targets.export({IQN: VDI})
+        self.assertEqual({IQN: 1000000000}, targets.list_targets())
+
+    def test_nothing_needs_no_tgtd(self):
+        execute = self.patch_object(rootwrap, 'execute')
+        self.targets.export({})
+        execute.assert_not_called()
+
+
+@ddt.ddt
+class ExportProcessTestCase(_ProcessTestCase):
+
+    def test_gateway_that_does_not_answer_is_named(self):
+        self.sheepdog.kill()
+        self.assertRaises(exception.SheepdogUnreachable,
+                          self.targets.export, {IQN: VDI})
+        self.assertEqual({}, targets.list_targets())
+
+    def test_missing_vdi_leaves_no_target(self):
+        self.assertRaisesRegex(
+            exception.TgtError, 'invalid request.*no such VDI',
+            self.targets.export, {IQN: OWNER + '_disk.local'})
+        self.assertEqual({}, targets.list_targets())
+        self.assertEqual({}, self.targets.wanted)
 
     def test_export(self):
         self.targets.export({IQN: VDI})
         self.qemu_io('write -P 0x41 4M 4k')
         self.assertEqual(b'A' * 4096,
                          self.dog('vdi', 'read', VDI, '4194304', '4096'))
-        shown = tgtadm('target', '--op', 'show')
+        shown = self.tgtadm('target', '--op', 'show')
         self.assertIn('ACL information:\n        127.0.0.1\n', shown)
 
     def test_ids_are_those_of_the_vdi(self):
         def get_ids(vdi, iqn):
             self.targets.export({iqn: vdi})
-            shown = tgtadm('target', '--op', 'show').partition(iqn)[2]
+            shown = self.tgtadm('target', '--op', 'show').partition(iqn)[2]
             # The first unit of a target is the controller.
             unit = shown.partition('LUN: 1\n')[2].partition('Target')[0]
             return [line.split(': ')[1] for line in unit.splitlines()
@@ -244,44 +298,14 @@ class ExportTestCase(_TargetsTestCase):
         self.qemu_io('write 12M 4k')
         self.assertEqual([IQN], list(targets.list_targets()))
 
-    def test_number_is_one_of_ours(self):
-        for number in 1, 2, 4:
-            add_target(number, '%s%d' % (OTHERS_IQN, number))
-        self.targets.export({IQN: VDI, SWAP_IQN: SWAP})
-        numbers = targets.list_targets()
-        self.assertEqual({IQN, SWAP_IQN}, set(numbers))
-        for number in numbers.values():
-            self.assertLessEqual(1000000000, number)
-            self.assertLess(number, 2000000000)
-        self.targets.unexport(PREFIX)
-        self.assertEqual(
-            ['Target %d: %s%d' % (number, OTHERS_IQN, number)
-             for number in (1, 2, 4)],
-            [line for line in tgtadm('target', '--op', 'show').splitlines()
-             if line.startswith('Target')])
-
     def test_number_that_is_taken(self):
         self.targets.export({IQN: VDI})
         number = targets.list_targets()[IQN]
         self.targets.unexport(IQN)
-        add_target(number, OTHERS_IQN)
+        self.add_target(number, OTHERS_IQN)
         self.targets.export({IQN: VDI})
         self.assertEqual({IQN: number + 1}, targets.list_targets())
         self.qemu_io('read 0 4k')
-
-    def test_last_number_that_is_taken(self):
-        add_target(1999999999, OTHERS_IQN)
-        with mock.patch.object(targets.uuid, 'uuid5', return_value=mock.Mock(
-                int=7 * 10 ** 9 - 1, hex='a' * 32)):
-            self.targets.export({IQN: VDI})
-        self.assertEqual({IQN: 1000000000}, targets.list_targets())
-
-    def test_missing_vdi_leaves_no_target(self):
-        self.assertRaisesRegex(
-            exception.TgtError, 'invalid request.*no such VDI',
-            self.targets.export, {IQN: OWNER + '_disk.local'})
-        self.assertEqual({}, targets.list_targets())
-        self.assertEqual({}, self.targets.wanted)
 
     @ddt.data(('target --op new ', 'kill'), ('target --op bind ', 'kill'),
               ('logicalunit --op new ', 'kill'),
@@ -300,17 +324,6 @@ class ExportTestCase(_TargetsTestCase):
         self.assertRaises(exception.TgtError,
                           self.targets.export, {IQN: VDI})
         self.assertEqual({}, targets.list_targets())
-
-    def test_gateway_that_does_not_answer_is_named(self):
-        self.sheepdog.kill()
-        self.assertRaises(exception.SheepdogUnreachable,
-                          self.targets.export, {IQN: VDI})
-        self.assertEqual({}, targets.list_targets())
-
-    def test_nothing_needs_no_tgtd(self):
-        execute = self.patch_object(rootwrap, 'execute')
-        self.targets.export({})
-        execute.assert_not_called()
 
 
 class UnexportTestCase(_TargetsTestCase):
@@ -332,6 +345,25 @@ class UnexportTestCase(_TargetsTestCase):
         self.assertEqual([IQN], list(targets.list_targets()))
         self.assertEqual({IQN: VDI}, self.targets.wanted)
 
+    def test_number_of_others_is_never_touched(self):
+        self.add_target(7, IQN)
+        self.assertRaisesRegex(
+            exception.TgtError, '--op delete --force --tid 7',
+            self.targets.unexport, PREFIX)
+        self.assertRaisesRegex(
+            exception.TgtError, '--op delete --force --tid 7',
+            self.targets.export, {IQN: VDI})
+        self.assertEqual({IQN: 7}, targets.list_targets())
+
+    def test_without_tgtd(self):
+        self.targets.export({IQN: VDI})
+        self.tgtd.stop()
+        self.targets.unexport(PREFIX)
+        self.assertEqual({}, self.targets.wanted)
+
+
+class UnexportProcessTestCase(_ProcessTestCase):
+
     def test_in_use(self):
         self.targets.export({IQN: VDI})
         client = self.connect([])
@@ -348,22 +380,6 @@ class UnexportTestCase(_TargetsTestCase):
             exec "$real" "$@";;""")
         self.targets.unexport(PREFIX)
         self.assertEqual({}, targets.list_targets())
-
-    def test_number_of_others_is_never_touched(self):
-        add_target(7, IQN)
-        self.assertRaisesRegex(
-            exception.TgtError, '--op delete --force --tid 7',
-            self.targets.unexport, PREFIX)
-        self.assertRaisesRegex(
-            exception.TgtError, '--op delete --force --tid 7',
-            self.targets.export, {IQN: VDI})
-        self.assertEqual({IQN: 7}, targets.list_targets())
-
-    def test_without_tgtd(self):
-        self.targets.export({IQN: VDI})
-        self.tgtd.stop()
-        self.targets.unexport(PREFIX)
-        self.assertEqual({}, self.targets.wanted)
 
     def test_when_it_cannot_be_known(self):
         self.install('tgtadm', 'exit 22\n')
@@ -414,15 +430,6 @@ class UnexportTestCase(_TargetsTestCase):
 
 class TemporaryTestCase(_TargetsTestCase):
 
-    def test_exported(self):
-        with self.targets.exported(SCRATCH) as iqn:
-            self.assertRegex(iqn, r'^%s\.[0-9a-f]{32}$' %
-                             libvirt_utils.get_sheepdog_iqn(SCRATCH))
-            self.assertEqual([iqn], list(targets.list_targets()))
-            self.qemu_io('read 0 4k', iqn)
-        self.assertEqual({}, targets.list_targets())
-        self.assertEqual({}, self.targets.wanted)
-
     def test_names_are_never_the_same(self):
         with self.targets.exported(SCRATCH) as first, \
                 self.targets.exported(SCRATCH) as second:
@@ -436,6 +443,9 @@ class TemporaryTestCase(_TargetsTestCase):
         self.assertRaises(ZeroDivisionError, fail)
         self.assertEqual({}, targets.list_targets())
 
+
+class TemporaryProcessTestCase(_ProcessTestCase):
+
     def test_cannot_be_made(self):
         def export():
             with self.targets.exported(OWNER + '_import.' + TOKEN):
@@ -443,6 +453,15 @@ class TemporaryTestCase(_TargetsTestCase):
 
         self.assertRaises(exception.TgtError, export)
         self.assertEqual({}, targets.list_targets())
+
+    def test_exported(self):
+        with self.targets.exported(SCRATCH) as iqn:
+            self.assertRegex(iqn, r'^%s\.[0-9a-f]{32}$' %
+                             libvirt_utils.get_sheepdog_iqn(SCRATCH))
+            self.assertEqual([iqn], list(targets.list_targets()))
+            self.qemu_io('read 0 4k', iqn)
+        self.assertEqual({}, targets.list_targets())
+        self.assertEqual({}, self.targets.wanted)
 
     def test_what_cannot_be_removed_is_left(self):
         self.flags(images_sheepdog_timeout=1, group='libvirt')
@@ -453,8 +472,7 @@ class TemporaryTestCase(_TargetsTestCase):
         self.assertIn(iqn, warning.call_args[0][0] % warning.call_args[0][1])
 
 
-@ddt.ddt
-class LostTestCase(_TargetsTestCase):
+class _LostTestCase(_TargetsTestCase):
 
     def setUp(self):
         super().setUp()
@@ -464,6 +482,9 @@ class LostTestCase(_TargetsTestCase):
         self.tgtd.stop()
         self.tgtd.start()
 
+
+class LostTestCase(_LostTestCase):
+
     def test_find_missing(self):
         self.assertEqual({}, self.targets.find_missing())
         self.restart()
@@ -472,20 +493,40 @@ class LostTestCase(_TargetsTestCase):
         self.targets.unexport(SWAP_IQN)
         self.assertEqual({IQN: VDI}, self.targets.find_missing())
 
-    def test_find_missing_when_it_cannot_be_known(self):
-        self.install('tgtadm', 'exit 22\n')
-        self.assertRaises(exception.TgtError, self.targets.find_missing)
-
     def test_abandoned_targets_are_removed(self):
         # Another nova-compute, which has died, had two of these.
         for number, kind in enumerate(('scratch.', 'import.%s.' % TOKEN)):
-            add_target(1000000000 + number, PREFIX + kind + TOKEN)
-        add_target(1, OTHERS_IQN + '.scratch.' + TOKEN)
+            self.add_target(1000000000 + number, PREFIX + kind + TOKEN)
+        self.add_target(1, OTHERS_IQN + '.scratch.' + TOKEN)
         with self.targets.exported(SCRATCH) as iqn:
             self.assertEqual({}, self.targets.find_missing())
             self.assertEqual({IQN, SWAP_IQN, iqn},
                              set(targets.list_targets()))
-        self.assertIn(OTHERS_IQN, tgtadm('target', '--op', 'show'))
+        self.assertIn(OTHERS_IQN, self.tgtadm('target', '--op', 'show'))
+
+    def test_reload_by_another_process(self):
+        other = targets.Targets('iscsi')
+        other.reload({IQN: VDI})
+        self.assertEqual({IQN: VDI}, other.wanted)
+
+    def test_reload_does_not_wait_for_others(self):
+        run = rootwrap.execute
+        urgent = []
+
+        def execute(*command, **kwargs):
+            urgent.append(kwargs.get('urgent'))
+            return run(*command, **kwargs)
+
+        with mock.patch.object(rootwrap, 'execute', execute):
+            self.targets.reload({IQN: VDI})
+        self.assertEqual([True, True], urgent)
+
+
+class LostProcessTestCase(_LostTestCase, _ProcessTestCase):
+
+    def test_find_missing_when_it_cannot_be_known(self):
+        self.install('tgtadm', 'exit 22\n')
+        self.assertRaises(exception.TgtError, self.targets.find_missing)
 
     def test_restore(self):
         self.restart()
@@ -499,9 +540,9 @@ class LostTestCase(_TargetsTestCase):
             client.stdin.write('read 0 4k\n')
             while 'read 4096' not in client.stdout.readline():
                 pass
-            shown = tgtadm('target', '--op', 'show')
+            shown = self.tgtadm('target', '--op', 'show')
             self.targets.restore(IQN, VDI)
-            self.assertEqual(shown, tgtadm('target', '--op', 'show'))
+            self.assertEqual(shown, self.tgtadm('target', '--op', 'show'))
 
     def test_reload(self):
         self.qemu_io('write -P 0x41 4M 4k')
@@ -522,11 +563,6 @@ class LostTestCase(_TargetsTestCase):
         self.assertIn('read 4096/4096', out)
         self.assertNotIn('Pattern verification failed', out)
 
-    def test_reload_by_another_process(self):
-        other = targets.Targets('iscsi')
-        other.reload({IQN: VDI})
-        self.assertEqual({IQN: VDI}, other.wanted)
-
     def test_reload_makes_what_is_missing(self):
         self.restart()
         self.targets.reload({IQN: VDI})
@@ -543,15 +579,3 @@ class LostTestCase(_TargetsTestCase):
         self.flags(images_sheepdog_port=port, group='libvirt')
         self.targets.reload({IQN: VDI})
         self.qemu_io('read 0 4k')
-
-    def test_reload_does_not_wait_for_others(self):
-        run = rootwrap.execute
-        urgent = []
-
-        def execute(*command, **kwargs):
-            urgent.append(kwargs.get('urgent'))
-            return run(*command, **kwargs)
-
-        with mock.patch.object(rootwrap, 'execute', execute):
-            self.targets.reload({IQN: VDI})
-        self.assertEqual([True, True], urgent)

@@ -56,11 +56,12 @@ class ProgressTestCase(test.NoDBTestCase):
 
 class _TransferTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
 
+    IS_REAL = True
+
     def setUp(self):
         super().setUp()
-        self.start_sheepdog()
-        self.start_tgtd()
-        self.transfer = transfer.Transfer(targets.Targets('iscsi'))
+        self.start_cluster()
+        self.transfer = self.make_transfer()
         self.directory = self.useFixture(fixtures.TempDir())
         # A comma would end an option of qemu-img.
         self.path = self.directory.join('a,b')

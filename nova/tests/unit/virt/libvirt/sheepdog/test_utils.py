@@ -114,8 +114,6 @@ class NameTestCase(test.NoDBTestCase):
 class _UtilsTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
 
     CLUSTER = {}
-    # Whether dog runs as a process
-    IS_REAL = False
 
     def setUp(self):
         super().setUp()
