@@ -154,6 +154,15 @@ def run_as_root(*command):
     return rootwrap.execute(*command, timeout=60)
 
 
+def read_console(uuid):
+    """Return what a guest has printed on this host since it started."""
+    path = os.path.join(CONF.instances_path, uuid, 'console.log')
+    if not os.path.exists(path):
+        return ''
+    with open(path, errors='replace') as log:
+        return log.read().replace('\0', '')
+
+
 def start_runner():
     """Have a new runner of commands, as another process would."""
     rootwrap.stop()

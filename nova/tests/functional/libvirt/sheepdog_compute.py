@@ -162,12 +162,7 @@ class Control:
                 'descriptors': len(os.listdir('/proc/self/fd'))}
 
     def console(self, uuid):
-        """Return what a guest has printed on this host."""
-        path = os.path.join(CONF.instances_path, uuid, 'console.log')
-        if not os.path.exists(path):
-            return ''
-        with open(path, errors='replace') as log:
-            return log.read().replace('\0', '')
+        return backend.read_console(uuid)
 
     def events(self):
         """Return (time, uuid, event, detail) as libvirt has told them."""

@@ -21,6 +21,7 @@ import os
 import re
 import sys
 import threading
+import time
 from unittest import mock
 
 import fixtures
@@ -31,6 +32,8 @@ from oslo_messaging.rpc import dispatcher as rpc_dispatcher
 from oslo_utils.fixture import uuidsentinel as uuids
 from oslo_utils import importutils
 from oslo_utils import units
+from sqlalchemy import event
+from sqlalchemy import orm
 from testtools import content
 
 from nova.compute import manager
@@ -59,6 +62,26 @@ CLIENT = 'other' if IS_NATIVE else 'tgt'
 
 class ComputeKilled(BaseException):
     """Ends a thread of a nova-compute that is dead."""
+
+
+class CommitFixture(fixtures.Fixture):
+    """Wakes who waits for a change in Nova's databases."""
+
+    def _setUp(self):
+        self._changed = threading.Event()
+        event.listen(orm.Session, 'after_commit', self._note)
+        self.addCleanup(
+            event.remove, orm.Session, 'after_commit', self._note)
+
+    def _note(self, _session):
+        self._changed.set()
+
+    def pause(self, _seconds):
+        """Sleep until a commit, or for a second."""
+        self._changed.wait(1)
+        # More follow as a rule, and a request to the API takes 50 ms.
+        time.sleep(0.1)
+        self._changed.clear()
 
 
 class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
@@ -92,6 +115,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
             'nova.tests.fixtures.GlanceFixture',
             keeping_glance.GlanceFixture))
         self._wait_for_shutdowns()
+        self.commits = self.useFixture(CommitFixture())
         super().setUp()
 
     def _wait_for_shutdowns(self):
@@ -327,6 +351,10 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
 
     wait_until = staticmethod(sheepdog.waiting.wait_until)
 
+    def wait_for_api(self, condition, *args):
+        """Wait for what the API tells from Nova's databases."""
+        return self.wait_until(condition, *args, pause=self.commits.pause)
+
     # Nova's own waits are for fakes, and give up after some seconds.
 
     def _wait_for_server_parameter(self, server, expected_params, *args,
@@ -345,7 +373,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
                 found[name] == value
                 for name, value in expected_params.items()) else None
 
-        return self.wait_until(find)
+        return self.wait_for_api(find)
 
     def _wait_until_deleted(self, server):
         may_be_in_error = server.get('status') == 'ERROR'
@@ -361,7 +389,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
                     server['id'], found['fault']))
             return False
 
-        self.wait_until(is_deleted)
+        self.wait_for_api(is_deleted)
 
     def _wait_longer(self, wait, *args, **kwargs):
         def find():
@@ -370,7 +398,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
             except self.failureException:
                 return None
 
-        return self.wait_until(find)
+        return self.wait_for_api(find)
 
     def _wait_for_instance_action_event(self, *args, **kwargs):
         return self._wait_longer(
@@ -497,7 +525,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
     def act(self, server, action, arguments, status):
         """Have something done to a server and wait for its status."""
         self.api.post_server_action(server['id'], {action: arguments})
-        self.wait_until(lambda: self.api.get_server(server['id'])[
+        self.wait_for_api(lambda: self.api.get_server(server['id'])[
             'OS-EXT-STS:task_state'] is None)
         return self._wait_for_state_change(server, status)
 
@@ -507,7 +535,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
             server['id'], {'createImage': {'name': 'snapshot'}})['image_id']
         self.wait_until(
             lambda: self.glance.images[image_id]['status'] == 'active')
-        self.wait_until(lambda: self.api.get_server(server['id'])[
+        self.wait_for_api(lambda: self.api.get_server(server['id'])[
             'OS-EXT-STS:task_state'] is None)
         return image_id
 
@@ -516,15 +544,22 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
         return self.api.post_server_action(
             server['id'], {'os-getConsoleOutput': {}})['output']
 
+    def console_log(self, server):
+        """Return the same without asking the API."""
+        return backend.read_console(server['id'])
+
     def wait_for_console(self, server, pattern):
         """Wait until the guest has printed something.
 
         :param pattern: regular expression
         :returns: the match
         """
+        def is_said():
+            return re.search(pattern, self.console_log(server)) and (
+                re.search(pattern, self.console(server)))
+
         try:
-            return self.wait_until(
-                lambda: re.search(pattern, self.console(server)))
+            return self.wait_until(is_said)
         except TimeoutError:
             self.fail('The console does not say %r but %r' % (
                 pattern, self.console(server)))
@@ -536,7 +571,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
     def wait_for_beats(self, server):
         """Wait until the guest has written to its disk, without a reset."""
         def beats():
-            return len(re.findall('guest beat', self.console(server)))
+            return self.console_log(server).count('guest beat')
 
         # The first might have been on its way already.
         enough = beats() + 2

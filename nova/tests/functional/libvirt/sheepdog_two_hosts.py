@@ -252,6 +252,14 @@ class SheepdogHostsTestCase(sheepdog_testcase.SheepdogTestCase):
         here = self.host_of(server)
         return next(host for host in self.hosts.values() if host != here)
 
+    def console_log(self, server):
+        logs = []
+        for host in self.hosts.values():
+            # A nova-compute that has been killed does not answer.
+            with contextlib.suppress(ConnectionError, FileNotFoundError):
+                logs.append(host.control.console(server['id']))
+        return ''.join(logs)
+
     def guest_states(self, server):
         """Return libvirt's state of a guest on each host that has it."""
         states = {name: host.control.states().get(server['id'])

@@ -163,8 +163,8 @@ class SheepdogServerTestCase(sheepdog_testcase.SheepdogTestCase):
             backend.set_transport(other.driver, transport)
             self.api.post_server_action(server['id'], {'os-migrateLive': {
                 'host': other.host, 'block_migration': 'auto'}})
-            self.wait_until(self._is_refused, server, reason)
-            self.wait_until(lambda: self.api.get_server(server['id'])[
+            self.wait_for_api(self._is_refused, server, reason)
+            self.wait_for_api(lambda: self.api.get_server(server['id'])[
                 'OS-EXT-STS:task_state'] is None)
         server = self._wait_for_state_change(server, 'ACTIVE')
         self.assertEqual('compute', server['OS-EXT-SRV-ATTR:host'])

@@ -46,7 +46,7 @@ class SheepdogCrashTestCase(sheepdog_testcase.SheepdogTestCase):
         try:
             for _attempt in range(5):
                 self.api.delete_server(server['id'])
-                self.wait_until(self._is_settled, server)
+                self.wait_for_api(self._is_settled, server)
         except api_client.OpenStackApiNotFoundException:
             if image_cache_pass:
                 self.compute.manager._run_image_cache_manager_pass(
@@ -114,14 +114,14 @@ class SheepdogCrashTestCase(sheepdog_testcase.SheepdogTestCase):
         server = self.post_server(self.upload_image())
         self.sheepdog.wait_killed()
         self.sheepdog.start()
-        self.wait_until(self._is_settled, server)
+        self.wait_for_api(self._is_settled, server)
         # The clean-up of the build may have come before that start.
         self._delete_in_the_end(server, image_cache_pass=True)
 
     def test_cluster_stays_down(self):
         self.sheepdog.fault('kill', subcommand='vdi snapshot')
         server = self.post_server(self.upload_image())
-        self.wait_until(self._is_settled, server)
+        self.wait_for_api(self._is_settled, server)
         self.sheepdog.restart()
         # The host is off the instance, so its deletion does not come here.
         self._delete_in_the_end(server, image_cache_pass=True)
@@ -129,7 +129,7 @@ class SheepdogCrashTestCase(sheepdog_testcase.SheepdogTestCase):
     def test_connection_is_lost_while_data_is_copied(self):
         self.sheepdog.fault('drop', subcommand=CLIENT, operation='*WRITE*')
         server = self.post_server(self.upload_image())
-        self.wait_until(self._is_settled, server)
+        self.wait_for_api(self._is_settled, server)
         self._delete_in_the_end(server)
 
     if not sheepdog_testcase.IS_NATIVE:
@@ -144,7 +144,7 @@ class SheepdogCrashTestCase(sheepdog_testcase.SheepdogTestCase):
 
             with backend.replace_step(step, kill_and_run):
                 server = self.post_server(self.upload_image())
-                self.wait_until(self._is_settled, server)
+                self.wait_for_api(self._is_settled, server)
             self._delete_in_the_end(server)
 
         def test_tgtd_is_killed_while_data_is_copied(self):
@@ -155,5 +155,5 @@ class SheepdogCrashTestCase(sheepdog_testcase.SheepdogTestCase):
             self.testbed.ask('kill', 'tgtd')
             self.sheepdog.clear_faults()
             self.testbed.ask('start', 'tgtd')
-            self.wait_until(self._is_settled, server)
+            self.wait_for_api(self._is_settled, server)
             self._delete_in_the_end(server)

@@ -78,7 +78,7 @@ class SheepdogHostLifeTestCase(sheepdog_testcase.SheepdogTestCase):
         :returns: dict of the server
         """
         # It notes no fault.
-        self.wait_until(lambda: self.api.get_server(server['id'])[
+        self.wait_for_api(lambda: self.api.get_server(server['id'])[
             'status'] == 'ERROR')
         return self.api.get_server(server['id'])
 
@@ -86,7 +86,7 @@ class SheepdogHostLifeTestCase(sheepdog_testcase.SheepdogTestCase):
         """See that a hard reboot fails, and tells why."""
         self.api.post_server_action(server['id'], {'reboot': {
             'type': 'HARD'}})
-        self.wait_until(lambda: self.api.get_server(server['id'])[
+        self.wait_for_api(lambda: self.api.get_server(server['id'])[
             'OS-EXT-STS:task_state'] is None)
         server = self._wait_for_state_change(server, 'ERROR')
         self.assertIn('No disk at VDI', server['fault']['message'])

@@ -58,9 +58,7 @@ class SheepdogLiveMigrationTestCase(sheepdog_two_hosts.SheepdogHostsTestCase):
         self.one.control.pause_until_migration(self.server['id'])
 
     def guest_output(self):
-        """Return what the guest has printed, on whatever host."""
-        return ''.join(host.control.console(self.server['id'])
-                       for host in self.hosts.values())
+        return self.console_log(self.server)
 
     def ask_to_migrate(self):
         self.api.post_server_action(self.server['id'], {'os-migrateLive': {
@@ -70,7 +68,7 @@ class SheepdogLiveMigrationTestCase(sheepdog_two_hosts.SheepdogHostsTestCase):
         """Wait until Nova is done, and see that a host has it all."""
         self.one.control.wait_for_migration()
         # What the other side is asked for at the end it is not waited for.
-        self.wait_until(lambda: self.api.get_server(self.server['id'])[
+        self.wait_for_api(lambda: self.api.get_server(self.server['id'])[
             'OS-EXT-STS:task_state'] is None)
         self.assertEqual(host, self.host_of(self.server))
         self.wait_until(lambda: not self.is_any_at(self.other_host(
@@ -276,7 +274,7 @@ class SheepdogLiveMigrationTestCase(sheepdog_two_hosts.SheepdogHostsTestCase):
             self.server['id']: RUNNING})
         self._note_that_it_runs()
         self.start_computes(self.one)
-        self.wait_until(lambda: self.api.get_server(self.server['id'])[
+        self.wait_for_api(lambda: self.api.get_server(self.server['id'])[
             'status'] == 'ERROR')
         self.assertEqual(self.one, self.host_of(self.server))
         self.hard_reboot_in_vain()

@@ -235,7 +235,7 @@ class SheepdogCellsTestCase(sheepdog_two_hosts.SheepdogHostsTestCase):
 
         resize('ERROR')
         # The conductor resets the task state last, whatever has begun.
-        self.wait_until(self.is_action_over, server)
+        self.wait_for_api(self.is_action_over, server)
         self.act(server, 'reboot', {'type': 'HARD'}, 'ACTIVE')
         assert_back(2)
 

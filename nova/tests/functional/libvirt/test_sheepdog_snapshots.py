@@ -77,7 +77,7 @@ class SheepdogSnapshotsTestCase(sheepdog_testcase.SheepdogTestCase):
             connection.domainEventDeregisterAny(callback)
 
     def _wait_until_done(self, server):
-        self.wait_until(lambda: self.api.get_server(server['id'])[
+        self.wait_for_api(lambda: self.api.get_server(server['id'])[
             'OS-EXT-STS:task_state'] is None)
 
     def _assert_only_the_disk(self, server):

@@ -80,7 +80,8 @@ class SheepdogVolumesTestCase(sheepdog_testcase.SheepdogTestCase):
         self.act(server, 'unrescue', None, 'ACTIVE')
         self._wait_for_volume(server, 2, 3)
         self.api.delete_server_volume(server['id'], self.volume)
-        self.wait_until(lambda: not self.api.get_server_volumes(server['id']))
+        self.wait_for_api(
+            lambda: not self.api.get_server_volumes(server['id']))
         self.assertEqual(
             ['network'], [disk.get('type') for disk in
                           self.guest_xml(server).findall('devices/disk')])
