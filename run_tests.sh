@@ -14,7 +14,7 @@ usage() {
 Usage: ./run_tests.sh [--no-system] [--under-load] [SUITE...]
 
 Runs the test suites, by tox, and ends with a count of all tests. Without a
-SUITE it runs all but chaos and faults, and but functional-RELEASE of the
+SUITE it runs all but chaos, faults, series, and functional-RELEASE of the
 releases between the oldest and the newest:
 
   pep8                ruff, and on the patched Nova its own hacking checks and
@@ -39,6 +39,8 @@ releases between the oldest and the newest:
                       if it passes then, it is reported as a flake, and the
                       suite fails all the same
   upstream-RELEASE    Nova's own tests of what is patched
+  series              each commit of "nova-sheepdog diff --series" as Nova's
+                      gate would see it: an hour of what other suites run once
 
 RELEASE is one that has a file under locks/. All that is made is in .cache and
 .tox, but for Debian packages. Each suite runs in a network namespace of its
@@ -96,8 +98,8 @@ if [ "$load" ]; then
 fi
 started=$SECONDS
 status=0
-"$tox" run-parallel --parallel "$at_once" --parallel-live --parallel-no-spinner \
-    -e "$(IFS=,; echo "${queue[*]}")" || status=1
+"$tox" run-parallel --parallel "$at_once" --parallel-live \
+    --parallel-no-spinner -e "$(IFS=,; echo "${queue[*]}")" || status=1
 
 printf '\n%-20s %8s %8s %8s\n' suite passed failed skipped
 passed=0 failed=0 skipped=0

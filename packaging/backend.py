@@ -75,7 +75,7 @@ def installed():
     documents = f'{share}doc/nova-sheepdog'
     for name in sources():
         top = name.partition('/')[0]
-        if top in ('nova', 'etc', 'locks', 'releasenotes') or (
+        if top in ('nova', 'etc', 'locks', 'releasenotes', 'series') or (
                 name.startswith('doc/source/admin/')):
             # Data of the graft: a package called nova must never be
             # installed from here.

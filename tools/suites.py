@@ -248,7 +248,7 @@ def added_files():
 
 
 def pep8(suite):
-    """ruff here; Nova's own static checks here and over a patched Nova.
+    """ruff and the like here; Nova's own static checks over a patched Nova.
 
     That is the oldest and the newest of those that are tested.
     """
@@ -256,6 +256,13 @@ def pep8(suite):
     suite.command('reno', 'reno', 'lint', cwd=ROOT)
     suite.command('README.rst', 'docutils', '--strict',
                   ROOT / 'README.rst', os.devnull)
+    scripts = ['run_demo.sh', 'run_tests.sh', '.ci/run', 'devstack/plugin.sh',
+               'devstack/settings', 'packaging/completion']
+    suite.command('shellcheck', 'shellcheck', '--shell', 'bash', *scripts,
+                  cwd=ROOT)
+    # What is sourced has no interpreter.
+    suite.command('bashate', 'bashate', '--ignore', 'E005', *scripts,
+                  cwd=ROOT)
     releases = environment.usable_releases()
     tested = releases[0], releases[-1]
     for release in tested:
@@ -355,17 +362,24 @@ def contract(suite):
     suite.stestr(ROOT, ROOT / 'contract', sheep=suite.sheep)
 
 
-def unit(suite):
-    """The patch's own unit tests, in the patched Nova."""
-    tests = 'nova/tests/unit'
-    names = [name[:-len('.py')].replace('/', '.') for name in added_files()
-             if name.startswith(tests) and
-             os.path.basename(name).startswith('test_')]
+def unit(suite, top=None, files=None):
+    """The patch's own unit tests, in the patched Nova.
+
+    :param top: directory that holds another nova than the suite's
+    :param files: paths of the tests, with others among them; None for all
+    """
+    top = top or suite.packages
     for directory, workers in ('virt/libvirt', 2), ('compute', 1):
-        suite.stestr(
-            suite.packages, suite.packages / tests / directory, [
-                r'^(%s)\.' % '|'.join(map(re.escape, names))],
-            workers=workers)
+        tests = 'nova/tests/unit/' + directory
+        names = [name[:-len('.py')].replace('/', '.')
+                 for name in files or added_files() if name.startswith(tests)
+                 and os.path.basename(name).startswith('test_')]
+        # Not every commit of the series has some.
+        if names:
+            suite.stestr(
+                top, top / tests, [
+                    r'^(%s)\.' % '|'.join(map(re.escape, names))],
+                workers=workers)
 
 
 def upstream(suite):
@@ -405,6 +419,44 @@ def upstream(suite):
                 suite.counts.suite, ', '.join(sorted(both)) or 'none'))
             suite.counts.skipped += len(both)
             suite.counts.failed += sorted(set(counts.failed) - both)
+
+
+def series(suite):
+    """Each commit of "diff --series" passes Nova's gate by itself.
+
+    They are applied by "git am" to the source of the newest release, whose
+    own configuration the checks use. Of the unit tests those run that the
+    commit brings or changes; what becomes of all is for unit-RELEASE.
+    """
+    def run(*command):
+        return subprocess.run(
+            [str(part) for part in command], cwd=top, check=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            universal_newlines=True).stdout
+
+    git = ['git', '-c', 'user.name=series', '-c', 'user.email=series@example']
+    with tempfile.TemporaryDirectory() as directory:
+        top = pathlib.Path(directory) / 'nova'
+        patches = pathlib.Path(directory) / 'patches'
+        shutil.copytree(prepare(suite.release, '--source'), top)
+        run(suite.venv / 'bin/nova-sheepdog', 'diff', '--nova', top,
+            '--series', patches)
+        run(*git, 'init', '--quiet')
+        run(*git, 'add', '--all', '--force')
+        run(*git, 'commit', '--quiet', '--message', 'Nova ' + suite.release)
+        for patch in sorted(patches.iterdir()):
+            suite.command('git am ' + patch.name, *git, 'am',
+                          '--whitespace=error', patch, cwd=top)
+            changed = run(*git, 'diff', '--name-only', 'HEAD~').split()
+            python = [name for name in changed if name.endswith('.py')]
+            if python:
+                suite.command('hacking at ' + patch.name,
+                              suite.venv / 'bin/python', '-m', 'flake8',
+                              *python, cwd=top)
+                mypy(suite, suite.release, suite.venv, top)
+                unit(suite, top, python)
+            print('%s: %s at %s' % (
+                suite.counts.suite, suite.counts, patch.name), flush=True)
 
 
 def in_testbed(suite, daemon):
@@ -545,7 +597,7 @@ def faults(suite):
 
 
 SUITES = {function.__name__: function for function in (
-    pep8, docs, graft, contract, unit, sample, chaos, faults, upstream,
+    pep8, docs, graft, contract, unit, sample, chaos, faults, series, upstream,
     functional)}
 OF_A_RELEASE = ('unit', 'upstream', 'functional')
 WITHOUT_NOVA = ('docs',)
@@ -566,7 +618,8 @@ def default_names():
     releases = environment.usable_releases()
     too_old = set(environment.releases()) - set(releases)
     # They take hours; the sample is a part of them.
-    return [name for name in names() if name not in ('chaos', 'faults') and
+    return [name for name in names() if
+            name not in ('chaos', 'faults', 'series') and
             name.partition('-')[2] not in too_old and name not in (
                 'functional-' + release for release in releases[1:-1])]
 

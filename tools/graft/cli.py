@@ -23,6 +23,7 @@ import graft
 from graft import patch
 from graft import record
 from graft import rootwrap
+from graft import series
 from graft import source
 from graft import tree
 
@@ -141,6 +142,10 @@ def _parser():
         'pristine Nova. A patched Nova counts as what it was before.',
         release=True)
     forms = command.add_mutually_exclusive_group()
+    forms.add_argument(
+        '--series', metavar='DIR',
+        help='for review: write a patch for each commit into DIR, which is '
+        'made, for "git am" in a checkout of this Nova')
     forms.add_argument(
         '--installed', action='store_true',
         help='leave out what only a source tree has, tests, documents and '
@@ -318,6 +323,12 @@ def _pristine(arguments):
 
 def _diff(arguments):
     read, release, is_source = _pristine(arguments)
+    if arguments.series:
+        count = series.Series(patch.Patch()).write(
+            arguments.series, read, release)
+        print(f'Wrote {count} patches. In a checkout of Nova {release}: '
+              f'git am --signoff {os.path.abspath(arguments.series)}/*.patch')
+        return
     is_whole = is_source and not (arguments.installed or arguments.prefix)
     changes = patch.Patch(with_tests=is_whole).changes(read, release)
     if not (is_whole or arguments.prefix):

@@ -101,12 +101,14 @@ class Patch:
             digest.update(f'{name}\0{len(content)}\0'.encode() + content)
         return digest.hexdigest()
 
-    def changes(self, read, release):
+    def changes(self, read, release, content=None):
         """What the patch makes of a Nova.
 
         :param read: function that returns the pristine content of a path of
             Nova's source tree as bytes, None when there is no such file
         :param release: release of that Nova, for messages
+        :param content: function that returns what a file of the patch holds,
+            None to leave it out; None: all of it
         :returns: list of Change
         :raises source.Misfit: the patch does not fit; it has all problems
         """
@@ -117,8 +119,11 @@ class Patch:
             if name.startswith(DOCUMENTS) and not has_documents:
                 continue
             before = read(name)
+            own = content(name) if content else path.read_bytes()
+            if own is None:
+                continue
             try:
-                after = self._after(name, before, release)
+                after = self._after(name, own, before, release)
             except source.Misfit as misfit:
                 problems += misfit.problems
                 continue
@@ -129,8 +134,7 @@ class Patch:
             raise source.Misfit(problems)
         return changes
 
-    def _after(self, name, before, release):
-        after = self.files[name].read_bytes()
+    def _after(self, name, after, before, release):
         if not after:
             # quilt and dpkg-source would not make it.
             raise source.Misfit([f'{name}: an empty file'])

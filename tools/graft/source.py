@@ -129,7 +129,7 @@ def _is_standard_library(name):
         '-packages' not in (spec.origin or '-packages'))
 
 
-def _lines(text):
+def lines_of(text):
     # Only what ast takes for the end of a line; splitlines() knows more.
     lines = [line + '\n' for line in text.split('\n')]
     lines[-1] = lines[-1][:-1]
@@ -140,7 +140,7 @@ def _column(line):
     return len(line) - len(line.lstrip())
 
 
-def _end(lines, node_end, column):
+def end_of_block(lines, node_end, column):
     """Line after a block; deeper comments below it belong to it."""
     end = node_end
     for index in range(node_end, len(lines)):
@@ -152,7 +152,7 @@ def _end(lines, node_end, column):
     return end
 
 
-def _start(node):
+def start_of(node):
     """Index of a statement's first line, its decorators counted in."""
     return min([node.lineno] + [decorator.lineno for decorator in
                                 getattr(node, 'decorator_list', ())]) - 1
@@ -169,7 +169,7 @@ def _is_docstring(node):
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def _imports_of(node):
+def imports_of(node):
     if isinstance(node, ast.Import):
         return [Import(alias.name, None, alias.asname) for alias in node.names]
     return [Import('.' * node.level + (node.module or ''), alias.name,
@@ -202,6 +202,19 @@ def _parse(text, path):
         raise Misfit([f'{path}:{error.lineno}: {error.msg}'])
 
 
+def arguments_of(call, verb):
+    """What a call of the vocabulary is given, by the parameters' names."""
+    return inspect.signature(getattr(vocabulary, verb)).bind(
+        *map(ast.literal_eval, call.args),
+        **{keyword.arg: ast.literal_eval(keyword.value)
+           for keyword in call.keywords}).arguments
+
+
+def marks_of(path):
+    """The modules that a fragment imports from, and no new file does."""
+    return vocabulary.__name__, path[:-len('.py')].replace('/', '.')
+
+
 def is_fragment(text, path):
     """Whether a file of the patch is a fragment and not a new file.
 
@@ -211,8 +224,8 @@ def is_fragment(text, path):
     :param path: its path, for messages
     :raises Misfit: it is not valid Python
     """
-    modules = {vocabulary.__name__, path[:-len('.py')].replace('/', '.')}
-    return any(isinstance(node, ast.ImportFrom) and node.module in modules
+    return any(isinstance(node, ast.ImportFrom) and
+               node.module in marks_of(path)
                for node in _parse(text, path).body)
 
 
@@ -229,7 +242,7 @@ class Fragment:
         """
         self.path = path
         self.module = path[:-len('.py')].replace('/', '.')
-        self.lines = _lines(text)
+        self.lines = lines_of(text)
         self.target = target
         self.hunks = []
         self.imports = []
@@ -278,7 +291,7 @@ class Fragment:
             previous = node
 
     def _read_import(self, node):
-        for entry in _imports_of(node):
+        for entry in imports_of(node):
             if entry.module == vocabulary.__name__ and entry.name in VERBS:
                 self._verbs[entry.bound] = entry.name
             elif (entry.module.split('.')[0] in ('graft', '') or
@@ -298,10 +311,7 @@ class Fragment:
     def _hunk(self, call, scope):
         verb = self._verb_of(call)
         try:
-            given = inspect.signature(getattr(vocabulary, verb)).bind(
-                *map(ast.literal_eval, call.args),
-                **{keyword.arg: ast.literal_eval(keyword.value)
-                   for keyword in call.keywords}).arguments
+            given = arguments_of(call, verb)
             where, anchors = given['where'], given['first_line']
             anchors = (anchors,) if isinstance(anchors, str) else anchors
             scope = scope + ((where,) if where else ())
@@ -321,7 +331,7 @@ class Fragment:
         else:
             hunk = Hunk('append', node.lineno, scope, ())
         hunk.names = names
-        self._take(hunk, range(start, _end(
+        self._take(hunk, range(start, end_of_block(
             self.lines, node.end_lineno, node.col_offset)), node.col_offset)
 
     def _read_definition(self, node, scope):
@@ -337,7 +347,7 @@ class Fragment:
                          'and @before')
         hunk = (self._hunk(calls[0], scope) if calls else
                 Hunk('append', node.lineno, scope, ()))
-        end = _end(self.lines, node.end_lineno, node.col_offset)
+        end = end_of_block(self.lines, node.end_lineno, node.col_offset)
         if node.name == '_':
             start = next(row for row in self._header_ends
                          if row >= node.lineno)
@@ -346,7 +356,7 @@ class Fragment:
                              'of their own')
             return self._take(hunk, range(start, end),
                               node.body[0].col_offset)
-        start = start_of_comment(self.lines, _start(node), node.col_offset)
+        start = start_of_comment(self.lines, start_of(node), node.col_offset)
         hunk.names, hunk.is_definition = (node.name,), True
         self._take(hunk, [row for row in range(start, end) if not any(
             call.lineno <= row + 1 <= call.end_lineno for call in calls)],
@@ -366,7 +376,7 @@ class Target:
     """A parsed file of Nova."""
 
     def __init__(self, text):
-        self.lines = _lines(text)
+        self.lines = lines_of(text)
         if self.lines and not self.lines[-1].endswith('\n'):
             self.lines[-1] += '\n'
         self.tree = ast.parse(text)
@@ -392,9 +402,9 @@ class Target:
             if line[:node.col_offset].strip() or line.startswith(
                     'elif', node.col_offset):
                 continue
-            start = _start(node)
+            start = start_of(node)
             yield line.strip(), Place(
-                node, start, _end(self.lines, node.end_lineno,
+                node, start, end_of_block(self.lines, node.end_lineno,
                                   node.col_offset),
                 node.col_offset, previous, following)
 
@@ -406,7 +416,7 @@ class Target:
             while end and not self.lines[end - 1].strip():
                 end -= 1
         else:
-            end = _end(self.lines, scope.end_lineno, scope.col_offset)
+            end = end_of_block(self.lines, scope.end_lineno, scope.col_offset)
         last = scope.body[-1] if scope.body else None
         return Place(last, end, end, column, None, None)
 
@@ -415,7 +425,7 @@ class Target:
         return [(node, entry)
                 for node, _, _ in _statements(self.tree, False)
                 if isinstance(node, (ast.Import, ast.ImportFrom))
-                for entry in _imports_of(node)]
+                for entry in imports_of(node)]
 
     def names(self, scope=None):
         """All names that are bound at the level of a scope.
@@ -427,7 +437,7 @@ class Target:
             if isinstance(node, DEFINITIONS):
                 names.add(node.name)
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
-                names.update(entry.bound for entry in _imports_of(node))
+                names.update(entry.bound for entry in imports_of(node))
             else:
                 names.update(_stored_names(node))
         return names

@@ -11,6 +11,8 @@
 # under the License.
 
 import os
+import pathlib
+import shutil
 import subprocess
 
 import ddt
@@ -20,6 +22,7 @@ import testtools
 import graft
 from graft import patch
 from graft import record
+from graft import series
 from graft.tests import base
 from graft import tree
 
@@ -77,6 +80,36 @@ class RealNovaTestCase(testtools.TestCase):
         self.assert_files(expected, root)
         copy.revert()
         self.assert_files(pristine, root)
+
+    @ddt.data(*real_novas())
+    def test_series_makes_what_diff_makes(self, directory):
+        nova = tree.find(directory)
+        read = record.Record(nova).read
+        the_patch = patch.Patch()
+        changes = the_patch.changes(read, nova.release)
+        root = self.make_tree({
+            'nova/version.py': b'', **{
+                change.path: change.before for change in changes
+                if change.before is not None}})
+        patches = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        count = series.Series(the_patch).write(patches, read, nova.release)
+
+        def git(*arguments):
+            done = subprocess.run(
+                ['git', '-c', 'user.name=a', '-c', 'user.email=b@example',
+                 *arguments], cwd=root, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True)
+            self.assertEqual(0, done.returncode, done.stdout)
+            return done.stdout
+
+        git('init', '--quiet')
+        git('add', '--all')
+        git('commit', '--quiet', '--message', 'Nova')
+        git('am', '--whitespace=error', *sorted(patches.iterdir()))
+        self.assertEqual(count + 1, len(git('log', '--oneline').splitlines()))
+        shutil.rmtree(os.path.join(root, '.git'))
+        self.assert_files({'nova/version.py': b'', **{
+            change.path: change.after for change in changes}}, root)
 
     def assert_files(self, expected, root):
         found = {name: content for name, (_, content)
