@@ -129,6 +129,7 @@ Add the rest
 
 It is the last.
 ---
+doc/
 nova/virt/libvirt/driver.py
 nova/virt/sheepdog/disk.py: end
 nova/virt/sheepdog/disk.py: Disk.close
