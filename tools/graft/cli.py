@@ -221,6 +221,7 @@ def _steps(nova, arguments):
     configuration = (arguments.rootwrap_conf or
                      nova.find_rootwrap_configuration() or
                      '/etc/nova/rootwrap.conf')
+    place = f' --nova {arguments.nova}' if arguments.nova else ''
     return [
         'Start tgtd so that only this host reaches it: "tgtd --iscsi '
         'portal=127.0.0.1:3260".',
@@ -230,8 +231,8 @@ def _steps(nova, arguments):
         'Set images_type = sheepdog in [libvirt] of nova.conf, and '
         'images_sheepdog_host and images_sheepdog_port if the sheep daemon '
         'is not at localhost:7000.',
-        'Run "nova-sheepdog doctor", which says what is missing and what '
-        'mends it, and restart nova-compute.']
+        f'Run "nova-sheepdog doctor{place}", which says what is missing and '
+        'what mends it, and restart nova-compute.']
 
 
 def _mend(done):
