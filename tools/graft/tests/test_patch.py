@@ -21,6 +21,8 @@ from graft import patch
 from graft import source
 from graft.tests import base
 
+PAGE = 'doc/source/admin/index.rst'
+
 
 @ddt.ddt
 class PatchTestCase(testtools.TestCase):
@@ -68,8 +70,6 @@ class PatchTestCase(testtools.TestCase):
                      "nova/conf/libvirt.py:2: after 'a' in the module"):
             self.assertIn(text, str(error))
 
-    PAGE = 'doc/source/admin/index.rst'
-
     @ddt.data(
         ('.. after: flavors\n\n   b\n\n.. after: flavors\n\n   c\n',
          base.INDEX.replace('flavors', 'flavors\n   b\n   c')),
@@ -79,22 +79,23 @@ class PatchTestCase(testtools.TestCase):
          base.INDEX + '\nAnd more.\n'))
     @ddt.unpack
     def test_page(self, fragment, expected):
-        change, = self.changes({self.PAGE: fragment})
+        change, = self.changes({PAGE: fragment})
         self.assertEqual(expected, change.after.decode())
 
     @ddt.data(('been', '0 lines'), ('', '4 lines'))
     @ddt.unpack
     def test_page_that_does_not_fit(self, anchor, count):
         error = self.assertRaises(source.Misfit, self.changes, {
-            self.PAGE: f'.. after: flavors\n\n   a\n\n.. after: {anchor}\n\nb\n'})
+            PAGE: '.. after: flavors\n\n   a\n\n'
+                  f'.. after: {anchor}\n\nb\n'})
         self.assertEqual(
-            [f"{self.PAGE}: {count} read '{anchor}', not one (Nova 34.0.0)"],
+            [f"{PAGE}: {count} read '{anchor}', not one (Nova 34.0.0)"],
             error.problems)
 
     def test_nova_without_documents(self):
         (self.tree.root / 'doc/source/conf.py').unlink()
         self.assertEqual([], self.changes({
-            self.PAGE: base.PATCH[self.PAGE], 'releasenotes/notes/a': 'b'}))
+            PAGE: base.PATCH[PAGE], 'releasenotes/notes/a': 'b'}))
 
     def test_no_empty_file(self):
         error = self.assertRaises(source.Misfit, self.changes, {'nova/a': ''})
