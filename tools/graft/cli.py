@@ -125,7 +125,8 @@ def _parser():
     command.add_argument(
         '--with-tests', action='store_true',
         help='add what is below nova/tests as well, a simulated cluster '
-        'among it, and in a source tree the documents; never on a host that runs servers')
+        'among it, and in a source tree the documents; never on a host that '
+        'runs servers')
     add_for_nova(
         _revert, 'Take the patch back',
         'Every file of Nova becomes what it was, byte for byte, and every '
@@ -149,8 +150,8 @@ def _parser():
     forms.add_argument(
         '--installed', action='store_true',
         help='leave out what only a source tree has, tests, documents and '
-        'rootwrap filters: for "patch -p1" in the directory that holds the nova '
-        'package (default for a Nova that is installed)')
+        'rootwrap filters: for "patch -p1" in the directory that holds the '
+        'nova package (default for a Nova that is installed)')
     forms.add_argument(
         '--prefix', metavar='DIR',
         help='for "patch -p0" in / where the nova package is in DIR, as in '
