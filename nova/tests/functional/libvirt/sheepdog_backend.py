@@ -284,7 +284,9 @@ def list_root_commands(names, directory):
     :returns: the commands, with their arguments
     """
     cluster = Cluster()
-    instance = objects.Instance(uuid=uuids.instance)
+    # Nothing is asked of a database for it.
+    instance = objects.Instance(
+        uuid=uuids.instance, deleted=True, system_metadata={})
     path = os.path.join(directory, 'disk')
     with open(path, 'w') as file:
         file.truncate(1024)
