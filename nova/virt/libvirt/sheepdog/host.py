@@ -41,7 +41,6 @@ from nova.virt.libvirt import config as vconfig
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt.sheepdog import disks
 from nova.virt.libvirt.sheepdog import images
-from nova.virt.libvirt.sheepdog import lease
 from nova.virt.libvirt.sheepdog import migration
 from nova.virt.libvirt.sheepdog import rootwrap
 from nova.virt.libvirt.sheepdog import targets
@@ -385,8 +384,7 @@ class SheepdogHost(Host):
 
     def get_capacity(self):
         # Nova asks once a minute.
-        rootwrap.get_runner().save_calls(
-            os.path.join(lease.locate_directory(), rootwrap.CALLS))
+        rootwrap.get_runner().save_calls(rootwrap.get_calls_path())
         space = self._get_space()
         return {name: space[name] for name in ('total', 'free', 'used')}
 

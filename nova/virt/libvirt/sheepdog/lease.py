@@ -65,11 +65,6 @@ def get_lease_time():
     return 2 * CONF.libvirt.images_sheepdog_timeout + 30
 
 
-def locate_directory():
-    """Return the path that get_directory() does, and make nothing."""
-    return os.path.join(CONF.instances_path, '_sheepdog', CONF.host)
-
-
 def get_directory():
     """Make the directory of what imports of this host need while they last.
 
@@ -77,7 +72,7 @@ def get_directory():
 
     :returns: its path; other hosts that share instances_path have others
     """
-    directory = locate_directory()
+    directory = os.path.join(CONF.instances_path, '_sheepdog', CONF.host)
     fileutils.ensure_tree(directory)
     return directory
 

@@ -43,8 +43,6 @@ LOG = logging.getLogger(__name__)
 # the user nova, who could have root run any program of that name.
 ROOT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 FILTERS = 'sheepdog.filters'
-# Name of the file that save_calls() writes.
-CALLS = 'calls.json'
 
 
 class CommandError(Exception):
@@ -333,6 +331,13 @@ def get_runner():
         daemon = ['sudo', '-n', 'nova-rootwrap-daemon', CONF.rootwrap_config]
     return Runner(CONF.libvirt.images_sheepdog_max_calls,
                   utils.get_root_helper(), daemon)
+
+
+def get_calls_path():
+    """Return the path of the file that Runner.save_calls() is to write."""
+    # Beside what imports of this host need, which goes when they end.
+    return os.path.join(CONF.instances_path, '_sheepdog',
+                        CONF.host + '.calls.json')
 
 
 def execute(*command, **kwargs):

@@ -17,7 +17,6 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 import collections
-import os
 
 from oslo_serialization import jsonutils
 
@@ -31,7 +30,6 @@ from nova.virt.libvirt.sheepdog.commands import start
 from nova.virt.libvirt.sheepdog.commands import vdis
 from nova.virt.libvirt.sheepdog import disks
 from nova.virt.libvirt.sheepdog import images
-from nova.virt.libvirt.sheepdog import lease
 from nova.virt.libvirt.sheepdog import rootwrap
 from nova.virt.libvirt.sheepdog import targets
 from nova.virt.libvirt import utils as libvirt_utils
@@ -116,9 +114,8 @@ def _add_host(metrics):
             metrics.add('up', 1, service='tgtd')
         except exception.TgtError:
             metrics.add('up', 0, service='tgtd')
-    path = os.path.join(lease.locate_directory(), rootwrap.CALLS)
     try:
-        with open(path) as file:
+        with open(rootwrap.get_calls_path()) as file:
             calls = jsonutils.loads(file.read())
     except FileNotFoundError:
         # nova-compute has not been here for a minute.

@@ -72,8 +72,8 @@ class MetricsTestCase(base.CommandTestCase):
             libvirt_utils.exception.SheepdogError,
             libvirt_utils.create_sheepdog_vdi, uuids.server + '_disk', 1)
         targets.list_targets()
-        path = os.path.join(lease.get_directory(), rootwrap.CALLS)
-        rootwrap.get_runner().save_calls(path)
+        lease.get_directory()
+        rootwrap.get_runner().save_calls(rootwrap.get_calls_path())
         found = self.measure()
         expected = {'dog vdi getattr': (2, 0), 'dog vdi create': (1, 1),
                     'tgtadm target show': (1, 0)}
