@@ -372,8 +372,9 @@ def unit(suite, top=None, files=None):
     for directory, workers in ('virt/libvirt', 2), ('compute', 1):
         tests = 'nova/tests/unit/' + directory
         names = [name[:-len('.py')].replace('/', '.')
-                 for name in files or added_files() if name.startswith(tests)
-                 and os.path.basename(name).startswith('test_')]
+                 for name in files or added_files()
+                 if name.startswith(tests) and
+                 os.path.basename(name).startswith('test_')]
         # Not every commit of the series has some.
         if names:
             suite.stestr(
