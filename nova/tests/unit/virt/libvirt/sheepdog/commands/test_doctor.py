@@ -10,6 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import os
 import pwd
 import socket
 from unittest import mock
@@ -75,8 +76,10 @@ class _DoctorTestCase(base.CommandTestCase):
             doctor.ctypes, 'CDLL').return_value.adjtimex
         self.adjtimex.return_value = 0
         self.patch_object(doctor, 'SYSTEMD', new='/nonexistent')
-        self.install('dog', VERSION % '1.0.1')
-        self.install('tgtadm', 'false\n')
+        self.programs = self.useFixture(fixtures.TempDir()).path
+        self.set_path(self.programs, os.environ['PATH'])
+        self.put('dog', VERSION % '1.0.1')
+        self.put('tgtadm', 'false\n')
         self.portal = portal = socket.socket()
         self.addCleanup(portal.close)
         portal.bind(('127.0.0.1', 0))
@@ -84,6 +87,15 @@ class _DoctorTestCase(base.CommandTestCase):
         self.flags(images_sheepdog_portal='127.0.0.1:%d' %
                    portal.getsockname()[1],
                    images_sheepdog_transport='auto', group='libvirt')
+
+    def put(self, name, script):
+        """Put a program on the path. What calls it by its name alone, as root
+        does, has the model answer.
+        """
+        path = os.path.join(self.programs, name)
+        with open(path, 'w') as program:
+            program.write('#!/bin/sh\n' + script)
+        os.chmod(path, 0o755)
 
     def look(self):
         """Run it, and return its exit status and findings by check."""
@@ -174,7 +186,7 @@ class DoctorTestCase(_DoctorTestCase):
 
     @ddt.data('0.9.5', '')
     def test_other_version_of_dog(self, version):
-        self.install('dog', VERSION % version)
+        self.put('dog', VERSION % version)
         self.assert_found('warning', 'dog', version or 'unknown', None)
 
     def _refuse(self, stderr, status=1):
@@ -289,7 +301,7 @@ class UnitsTestCase(_DoctorTestCase):
 
     def show(self, *change):
         self.patch_object(doctor, 'SYSTEMD', new='/')
-        self.install('systemctl', 'cat << END\n%sEND\n' %
+        self.put('systemctl', 'cat << END\n%sEND\n' %
                      SHOWN.replace(*change))
 
     def test_all_is_well(self):
