@@ -161,6 +161,7 @@ class Series:
                 part = self.content(path, end)
                 if part != parts.get(path):
                     parts[path] = part
+                    self._check_imports(path, part, end, read)
                     return part
 
             changes = self.patch.changes(read, release, content)
@@ -170,6 +171,22 @@ class Series:
             # There is nothing of documents where Nova has none.
             if changes:
                 yield commit, changes
+
+    def _check_imports(self, path, part, end, read):
+        """Make sure that a file needs nothing that a later commit brings."""
+        if not path.endswith('.py'):
+            return
+        for node in ast.walk(ast.parse(part)):
+            if not isinstance(node, (ast.Import, ast.ImportFrom)):
+                continue
+            for entry in source.imports_of(node):
+                name = '.'.join(filter(None, (entry.module, entry.name)))
+                module = name.replace('.', '/') + '.py'
+                if module in self.patch.files and read(module) is None and (
+                        self.content(module, end) is None):
+                    raise source.Misfit([
+                        f'{self.commits[end - 1].name}: {path} imports '
+                        f'{name}, which a later commit brings'])
 
     def write(self, directory, read, release):
         """Write a patch for each commit.

@@ -104,6 +104,7 @@ class Driver:
         sys.exit()
 ''',
     'nova/virt/sheepdog/disk.py': DISK,
+    'nova/virt/sheepdog/user.py': 'from nova.virt.sheepdog import disk\n',
 }
 SERIES = {
     'series/1-options.txt': '''\
@@ -211,6 +212,10 @@ class SeriesTestCase(test_cli.CommandTestCase):
          '3-rest: there is no nova/virt/sheepdog/disk.py: gone'),
         ('series/3-rest.txt', '---\n', '---\nnova/virt/sheepdog/\n',
          'nova/virt/sheepdog/ is claimed twice'),
+        ('series/1-options.txt', '---\n',
+         '---\nnova/virt/sheepdog/user.py\n',
+         '1-options: nova/virt/sheepdog/user.py imports '
+         'nova.virt.sheepdog.disk, which a later commit brings'),
         ('series/3-rest.txt', '---\n', '', 'there is no line "---"'))
     @ddt.unpack
     def test_refused(self, name, old, new, words):

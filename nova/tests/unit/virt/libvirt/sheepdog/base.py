@@ -26,9 +26,9 @@ from nova import exception
 from nova.tests.fixtures import sheepdog as sheepdog_fixture
 from nova.tests.fixtures.sheepdog import waiting
 from nova.tests.fixtures import tgtd as tgtd_fixture
+from nova.virt.disk import api as disk_api
 from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt.sheepdog import host as sheepdog_host
-from nova.virt.libvirt.sheepdog import images
 from nova.virt.libvirt.sheepdog import lease
 from nova.virt.libvirt.sheepdog import rootwrap
 from nova.virt.libvirt.sheepdog import targets
@@ -142,7 +142,7 @@ class SheepdogTestMixin:
 
         self.patch_object(processutils, 'execute', new=execute_in_model)
         # It would ask qemu-img.
-        self.patch_object(images.disk, 'get_disk_size', new=os.path.getsize)
+        self.patch_object(disk_api, 'get_disk_size', new=os.path.getsize)
         self._configure()
         path = self.useFixture(fixtures.TempDir()).join('control')
         self.patch_object(targets, 'CONTROL_SOCKET', new=path)
