@@ -1043,8 +1043,9 @@ class WatcherTestCase(_HostTestCase):
 
     def setUp(self):
         super().setUp()
-        # It has tests of its own.
-        self.patch_object(self.host, '_check_transport')
+        # They have tests of their own.
+        for name in 'check_qemu', 'check_tgtd':
+            self.patch_object(self.host, name)
         for name in 'LOOK', 'LOOK_AT_ARRIVALS', 'LOOK_AT_TARGETS':
             self.patch_object(sheepdog_host, name, new=0.01)
         capabilities = self.libvirt_host.get_capabilities.return_value
