@@ -20,6 +20,7 @@ tests.  The counts, and what tests have measured, are left in
 
 import argparse
 import ast
+from concurrent import futures
 import os
 import pathlib
 import random
@@ -492,14 +493,27 @@ def functional(suite):
     broken from what fails now and then.  Both count as failed.
     """
     prepare(suite.release, '--guest')
-    for daemon, selected in (
-            (True, r'\.test_sheepdog'),
-            # Without it each call of dog starts a Python, which takes a
-            # second on a loaded machine. So only what it changes is tested.
-            (False, r'\.test_sheepdog_rootwrap\..*\.test_(daemon|runner)|'
-                    r'\.test_sheepdog\..*\.test_boot_and_delete')):
-        first = Counts(suite.counts.suite)
-        beside_testbed(suite, first, daemon, selected)
+    # Tests mostly wait, so these two take about the same time side by side.
+    slow = r'\.test_sheepdog_(host_life|live_migration|moves)\.'
+    beds = (
+        [(True, [slow]),
+         # Without the daemon each call of dog starts a Python, which takes a
+         # second on a loaded machine. So only what it changes is tested.
+         (False, [r'\.test_sheepdog_rootwrap\..*\.test_(daemon|runner)|'
+                  r'\.test_sheepdog\..*\.test_boot_and_delete'])],
+        [(True, [r'\.test_sheepdog', '--exclude-regex', slow])])
+
+    def run(bed):
+        counts = []
+        for daemon, arguments in bed:
+            counts.append((daemon, Counts(suite.counts.suite)))
+            beside_testbed(suite, counts[-1][1], daemon, *arguments)
+        return counts
+
+    # On a cluster that they share, they would see each other's VDIs.
+    with futures.ThreadPoolExecutor(1 if suite.sheep else len(beds)) as pool:
+        ended = sum(pool.map(run, beds), [])
+    for daemon, first in ended:
         suite.counts.passed += first.passed
         suite.counts.skipped += first.skipped
         suite.counts.failed += first.failed
@@ -602,6 +616,8 @@ SUITES = {function.__name__: function for function in (
     functional)}
 OF_A_RELEASE = ('unit', 'upstream', 'functional')
 WITHOUT_NOVA = ('docs',)
+# Text is all that these look at, or the tests are Nova's own.
+UNTIMED = ('pep8', 'docs', 'upstream')
 
 
 def names():
@@ -614,14 +630,18 @@ def names():
         if kind in OF_A_RELEASE else [kind])]
 
 
-def default_names():
-    """Return the names of the suites that run unless others are asked for."""
+def default_names(timed=False):
+    """Return the names of the suites that run unless others are asked for.
+
+    :param timed: leave out those whose result does not depend on time
+    """
     releases = environment.usable_releases()
     too_old = set(environment.releases()) - set(releases)
     # They take hours; the sample is a part of them.
     return [name for name in names() if
             name not in ('chaos', 'faults', 'series') and
-            name.partition('-')[2] not in too_old and name not in (
+            name.partition('-')[2] not in too_old and
+            not (timed and name.partition('-')[0] in UNTIMED) and name not in (
                 'functional-' + release for release in releases[1:-1])]
 
 
@@ -646,13 +666,16 @@ def main():
                         help='of chaos; "chaos --help" lists them')
     parser.add_argument('--list', action='store_true', help='print the names '
                         'of the suites that run_tests.sh runs')
+    parser.add_argument('--timed', action='store_true', help='with --list, '
+                        'leave out suites whose result does not depend on '
+                        'how fast the machine is')
     options = parser.parse_args()
     if options.list:
         for release in (set(environment.releases()) -
                         set(environment.usable_releases())):
             print('Nova %s does not run on this Python, and is not tested.' %
                   release, file=sys.stderr)
-        print(*default_names(), sep='\n')
+        print(*default_names(options.timed), sep='\n')
         return 0
     name = options.suite or ''
     kind, _dash, release = name.partition('-')
