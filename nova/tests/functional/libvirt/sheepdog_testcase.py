@@ -64,23 +64,29 @@ class ComputeKilled(BaseException):
     """Ends a thread of a nova-compute that is dead."""
 
 
-class CommitFixture(fixtures.Fixture):
-    """Wakes who waits for a change in Nova's databases."""
+class ChangeFixture(fixtures.Fixture):
+    """Wakes who waits for a change of a server in Nova's databases."""
+
+    # Tables that change all the time
+    OTHERS = 'compute_nodes', 'services'
 
     def _setUp(self):
         self._changed = threading.Event()
-        event.listen(orm.Session, 'after_commit', self._note)
+        event.listen(orm.Session, 'after_flush', self._note)
         self.addCleanup(
-            event.remove, orm.Session, 'after_commit', self._note)
+            event.remove, orm.Session, 'after_flush', self._note)
 
-    def _note(self, _session):
-        self._changed.set()
+    def _note(self, session, _context):
+        for objects in session.new, session.dirty, session.deleted:
+            if any(each.__tablename__ not in self.OTHERS for each in objects):
+                self._changed.set()
 
     def pause(self, _seconds):
-        """Sleep until a commit, or for a second."""
+        """Sleep until there is one, or for a second."""
         self._changed.wait(1)
-        # More follow as a rule, and a request to the API takes 50 ms.
-        time.sleep(0.1)
+        # It is to be committed, and more follow as a rule: a request to the
+        # API takes 50 ms.
+        time.sleep(0.25)
         self._changed.clear()
 
 
@@ -115,7 +121,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
             'nova.tests.fixtures.GlanceFixture',
             keeping_glance.GlanceFixture))
         self._wait_for_shutdowns()
-        self.commits = self.useFixture(CommitFixture())
+        self.changes = self.useFixture(ChangeFixture())
         super().setUp()
 
     def _wait_for_shutdowns(self):
@@ -353,7 +359,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
 
     def wait_for_api(self, condition, *args):
         """Wait for what the API tells from Nova's databases."""
-        return self.wait_until(condition, *args, pause=self.commits.pause)
+        return self.wait_until(condition, *args, pause=self.changes.pause)
 
     # Nova's own waits are for fakes, and give up after some seconds.
 
