@@ -499,7 +499,8 @@ def functional(suite):
         [(True, [slow]),
          # Without the daemon each call of dog starts a Python, which takes a
          # second on a loaded machine. So only what it changes is tested.
-         (False, [r'\.test_sheepdog_rootwrap\..*\.test_(daemon|runner)|'
+         (False, [r'\.test_sheepdog_rootwrap\..*'
+                  r'\.test_(daemon|program|runner)|'
                   r'\.test_sheepdog\..*\.test_boot_and_delete'])],
         [(True, [r'\.test_sheepdog', '--exclude-regex', slow])])
 
