@@ -176,8 +176,6 @@ class SheepdogTestMixin:
         :param script: what it does
         :returns: path of the script
         """
-        self.assertNotIsInstance(
-            getattr(self, 'sheepdog', None), sheepdog_fixture.ModelFixture)
         directory = self.useFixture(fixtures.TempDir()).path
         path = os.path.join(directory, name)
         with open(path, 'w') as program:

@@ -127,6 +127,8 @@ class _UtilsTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
         :param case: shell patterns of the first words and what to do then, in
             which "$real" is dog and "$vdi" the last word
         """
+        # The model would not run it.
+        self.assertTrue(self.IS_REAL)
         self.install('dog', """
             real='%s'
             for vdi; do :; done
