@@ -146,8 +146,9 @@ def prepare(instance):
     """
     if DELETING in instance.system_metadata:
         raise exception.DiskNotFound(location=_(
-            'a disk of the server, which was to be deleted and is empty for '
-            'all one can tell; rebuild the server or delete it'))
+            'VDI %s for all one can tell: the disks of the server were to be '
+            'deleted, and may be empty; rebuild the server or delete it') %
+            libvirt_utils.get_sheepdog_vdi(instance.uuid, 'disk'))
     state = State(instance.uuid)
     if state.reverting:
         Disks(instance).finish_reversal(state)
