@@ -23,6 +23,7 @@ import re
 import shutil
 import subprocess
 
+from oslo_utils import importutils
 from oslo_utils import units
 import psutil
 
@@ -65,6 +66,19 @@ class Wrong(Exception):
 
 class Warn(Wrong):
     """Something is not as it should be, and works."""
+
+
+def load_libvirt():
+    """Have Nova's modules know libvirt, as its driver does when it is made.
+
+    :raises: start.Failure
+    """
+    if libvirt_guest.libvirt is None:
+        try:
+            libvirt_guest.libvirt = importutils.import_module('libvirt')
+        except ImportError as e:
+            raise start.Failure(
+                '%s, and so cannot nova-compute: install python3-libvirt' % e)
 
 
 class Libvirt:
@@ -434,6 +448,7 @@ def run(arguments):
     try:
         start.become(arguments.user)
         start.configure(arguments.config_file)
+        load_libvirt()
     except start.Failure as e:
         findings.append({'check': 'configuration', 'state': cli.WRONG,
                          'text': str(e), 'remedy': None})

@@ -200,6 +200,7 @@ def run(arguments):
     :raises: start.Failure
     """
     start.configure(arguments.config_file)
+    doctor.load_libvirt()
     metrics = Metrics()
     metrics.add('patched', 1)
     _add_host(metrics)

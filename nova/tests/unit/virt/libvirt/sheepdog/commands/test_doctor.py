@@ -146,6 +146,18 @@ class DoctorTestCase(_DoctorTestCase):
         self.configure.side_effect = start.Failure('no such file')
         self.assert_found('wrong', 'configuration', 'no such file', None)
 
+    def test_libvirt_is_loaded_as_by_the_driver(self):
+        doctor.libvirt_guest.libvirt = None
+        with mock.patch.dict('sys.modules', libvirt=self.libvirt):
+            doctor.load_libvirt()
+        self.assertIs(self.libvirt, doctor.libvirt_guest.libvirt)
+
+    def test_python_has_no_libvirt(self):
+        doctor.libvirt_guest.libvirt = None
+        with mock.patch.dict('sys.modules', libvirt=None):
+            self.assert_found('wrong', 'configuration',
+                              'install python3-libvirt', None)
+
     @ddt.data(('default', 'kvm', 'images_type = default', 'set it to'),
               ('sheepdog', 'lxc', '[libvirt]virt_type = lxc', 'change'))
     @ddt.unpack
