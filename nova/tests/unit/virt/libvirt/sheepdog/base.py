@@ -146,6 +146,8 @@ class SheepdogTestMixin:
         self._configure()
         path = self.useFixture(fixtures.TempDir()).join('control')
         self.patch_object(targets, 'CONTROL_SOCKET', new=path)
+        # It has no port. What has the one that sheep have is not for a test.
+        self.patch_object(targets, 'socket', new=mock.Mock())
         self.tgtd = ModelTgtd(self.sheepdog.tgtd, path)
 
     def _configure(self):

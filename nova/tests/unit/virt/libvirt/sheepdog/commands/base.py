@@ -17,6 +17,7 @@ import http.server
 import io
 import os
 import threading
+import warnings
 
 import fixtures
 from oslo_serialization import jsonutils
@@ -126,7 +127,10 @@ class CommandTestCase(base.SheepdogTestMixin, test.NoDBTestCase):
         :returns: exit status, standard output and standard error
         """
         out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with contextlib.redirect_stdout(out), (
+                contextlib.redirect_stderr(err)), warnings.catch_warnings():
+            # Nova's tests have Python show what it hides from users.
+            warnings.simplefilter('ignore')
             status = cli.main(arguments)
         return status, out.getvalue(), err.getvalue()
 
