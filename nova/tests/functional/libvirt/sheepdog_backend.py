@@ -98,6 +98,15 @@ def let_leases_run_out():
         yield
 
 
+def share_tgtd(driver, other):
+    """Have two drivers that a test puts on one host leave each other's copies.
+
+    A host has one. It takes the target of a copy that is none of its own for
+    what a nova-compute has left that was killed.
+    """
+    other._sheepdog.targets._temporary = driver._sheepdog.targets._temporary
+
+
 # It tells which host runs image-cache passes, and is never given back.
 AGEING_LEASE = lease.get_name(images.AGEING, 0)
 

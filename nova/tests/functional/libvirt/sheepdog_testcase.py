@@ -349,6 +349,7 @@ class SheepdogTestCase(integrated_helpers._IntegratedTestBase):
                 # It remembers it.
                 host.get_node_uuid()
         host.get_hostname = lambda: name
+        backend.share_tgtd(self.compute.driver, compute.driver)
         return compute
 
     def tell(self, words):
